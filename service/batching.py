@@ -1,0 +1,241 @@
+"""The batcher: images wait in one queue, and a free slot of the engine takes what waits.
+
+There is no timer and no task of its own: `Batcher` is one structure that acts when an image arrives
+and when a run ends. An idle server adds no delay, a busy one fills its batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.engines.base import Engine, Outputs
+from service.errors import DeadlineExceeded, Overloaded
+
+Image = NDArray[np.uint8]
+
+
+@asynccontextmanager
+async def within(deadline: float) -> AsyncIterator[None]:
+    """Leave the block at `deadline`, in the event loop's time.
+
+    Raises:
+        DeadlineExceeded: The block was not done by then.
+    """
+    try:
+        async with asyncio.timeout_at(deadline) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise DeadlineExceeded(
+            "The answer was not ready before the deadline; allow more time or send fewer images."
+        ) from None
+
+
+class RunTime:
+    """Running estimate of how long a run takes: a * pixels + b, in seconds.
+
+    Theil and Sen's line, the median of the slopes between all pairs of the last runs: a stall or
+    two among them do not move it, and what no longer holds is soon forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[int, float]] = deque(maxlen=16)
+        self.a = 0.0
+        self.b = 0.0
+
+    def observe(self, pixels: int, seconds: float) -> None:
+        """Take one finished run into account."""
+        self._seen.append((pixels, seconds))
+        n, t = np.array(self._seen).T
+        rise, run = t[:, None] - t, n[:, None] - n
+        slopes = rise[run > 0] / run[run > 0]
+        # Runs of one size say nothing of others: taken as constant, which refuses too little.
+        self.a = max(float(np.median(slopes)), 0.0) if len(slopes) else 0.0
+        self.b = max(float(np.median(t - self.a * n)), 0.0)
+
+    def __call__(self, pixels: int, runs: int = 1) -> float:
+        """Seconds of `runs` runs that share `pixels`, one after another."""
+        return self.a * pixels + self.b * runs
+
+
+@dataclass(eq=False, slots=True)
+class _Item:
+    """An image in the queue or in a run, and the future that its waiter awaits."""
+
+    image: Image
+    outputs: tuple[str, ...]
+    deadline: float
+    answer: asyncio.Future[Outputs] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+    def wanted(self, now: float) -> bool:
+        return not self.answer.done() and now < self.deadline
+
+    def succeed(self, answer: Outputs) -> None:
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class Batcher:
+    """Feeds an engine from a bounded queue of images.
+
+    Args:
+        engine: Runs the batches; its `slots` and `max_batch` are read anew for each.
+        max_queue: The most images that wait; runs in flight are not counted.
+
+    Attributes:
+        batches: How many runs of each batch size were started.
+        shed: How many images were refused, by reason: `closed`, `full` or `late`.
+    """
+
+    def __init__(self, engine: Engine, max_queue: int) -> None:
+        self.batches: Counter[int] = Counter()
+        self.shed: Counter[str] = Counter()
+        self._engine = engine
+        self._max_queue = max_queue
+        self._open = False
+        # A dictionary is a queue from which an item also leaves in the middle at no cost.
+        self._waiting: dict[_Item, None] = {}
+        self._runs: set[asyncio.Task[None]] = set()
+        self._run_time = RunTime()
+
+    @property
+    def depth(self) -> int:
+        """How many images wait."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """How many of the engine's slots are taken."""
+        return len(self._runs)
+
+    def start(self) -> None:
+        """Accept images from now on."""
+        self._open = True
+
+    async def close(self) -> None:
+        """Refuse new images and return when those accepted have their answers."""
+        self._open = False
+        self._dispatch()
+        while self._runs:
+            await asyncio.wait(self._runs)
+
+    async def submit(self, image: Image, outputs: tuple[str, ...], deadline: float) -> Outputs:
+        """Run one image, uint8 [height, width, 3], in whatever batch it fits.
+
+        Args:
+            image: Stays unchanged until the answer is there.
+            outputs: Names of the outputs wanted.
+            deadline: When the answer is of no more use, in the event loop's time.
+
+        Returns:
+            The outputs asked for, without a batch axis.
+
+        Raises:
+            Overloaded: The queue is full, too slow for the deadline, or not open.
+            DeadlineExceeded: The answer was not there by `deadline`.
+            Exception: Whatever the engine raised for this image alone.
+        """
+        self._admit(image, deadline)
+        item = _Item(image, outputs, deadline)
+        self._waiting[item] = None
+        # Not at once: what arrives in the same turn of the loop may share the batch.
+        asyncio.get_running_loop().call_soon(self._dispatch)
+        try:
+            async with within(deadline):
+                return await item.answer
+        finally:
+            self._waiting.pop(item, None)
+
+    def _admit(self, image: Image, deadline: float) -> None:
+        if not self._open:
+            self.shed["closed"] += 1
+            raise Overloaded("The server is starting or draining; try another.", retry_after=1)
+        pixels = image.size + sum(item.image.size for item in self._waiting)
+        runs = math.ceil((len(self._waiting) + 1) / self._engine.max_batch)
+        seconds = max(self._run_time(pixels, runs) / self._engine.slots, self._run_time(image.size))
+        if len(self._waiting) >= self._max_queue:
+            self.shed["full"] += 1
+            raise Overloaded(
+                f"The queue is full: {self._max_queue} images wait; try again later.",
+                retry_after=math.ceil(seconds) or 1,
+            )
+        # The head of the queue is always tried: only further runs correct an estimate that is too
+        # high, so one slow run must not shut the door for good.
+        if self._waiting and asyncio.get_running_loop().time() + seconds > deadline:
+            self.shed["late"] += 1
+            raise Overloaded(
+                f"{len(self._waiting)} images wait, and this one would take about {seconds:.1f} s, "
+                "which is past its deadline; try again later or allow more time.",
+                retry_after=math.ceil(seconds) or 1,
+            )
+
+    def _dispatch(self) -> None:
+        """Fill the free slots."""
+        while len(self._runs) < self._engine.slots and (batch := self._take()):
+            run = asyncio.get_running_loop().create_task(self._run(batch))
+            self._runs.add(run)
+            run.add_done_callback(partial(self._finished, batch))
+
+    def _take(self) -> list[_Item]:
+        """Pop what waits of the head's shape, in order of arrival, without what nobody wants."""
+        now = asyncio.get_running_loop().time()
+        batch: list[_Item] = []
+        for item in list(self._waiting):
+            if len(batch) == self._engine.max_batch:
+                break
+            if not item.wanted(now):
+                del self._waiting[item]
+            elif not batch or item.image.shape == batch[0].image.shape:
+                del self._waiting[item]
+                batch.append(item)
+        return batch
+
+    def _finished(self, batch: list[_Item], run: asyncio.Task[None]) -> None:
+        self._runs.discard(run)
+        if run.cancelled() or run.exception():
+            for item in batch:
+                item.fail(Overloaded("The run was stopped; try again.", retry_after=1))
+        self._dispatch()
+
+    async def _run(self, batch: list[_Item]) -> None:
+        """Answer each item of a batch; of one that fails, run each half, down to the guilty."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        batch = [item for item in batch if item.wanted(started)]
+        if not batch:
+            return
+        self.batches[len(batch)] += 1
+        try:
+            images = np.stack([item.image for item in batch])
+            outputs = tuple(dict.fromkeys(name for item in batch for name in item.outputs))
+            arrays = await self._engine.infer(images, outputs)
+            answers = [
+                {name: arrays[name][row] for name in item.outputs} for row, item in enumerate(batch)
+            ]
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].fail(error)
+                return
+            middle = len(batch) // 2
+            await self._run(batch[:middle])
+            await self._run(batch[middle:])
+            return
+        self._run_time.observe(images.size, loop.time() - started)
+        for item, answer in zip(batch, answers, strict=True):
+            item.succeed(answer)

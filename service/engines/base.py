@@ -1,0 +1,43 @@
+"""The seam between the batcher and whatever runs the model."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Images = NDArray[np.uint8]
+Outputs = dict[str, NDArray[np.float32]]
+
+
+class Engine(Protocol):
+    """Runs the graph of one bundle.
+
+    Attributes:
+        max_batch: The most images that one run takes.
+        slots: How many runs may be in flight at once.
+    """
+
+    max_batch: int
+    slots: int
+
+    async def infer(self, images: Images, outputs: tuple[str, ...]) -> Outputs:
+        """Run images of one shape, uint8 [batch, height, width, 3], and give the named outputs.
+
+        The arrays keep their batch axis. An output that nobody asks for is not computed.
+        """
+        ...
+
+    async def warm_up(self) -> None:
+        """Run the default size once at each batch bucket; ready afterwards."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request can be answered now."""
+        ...
+
+    async def close(self) -> None:
+        """Finish the runs in flight and release the model."""
+        ...

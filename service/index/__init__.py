@@ -1,0 +1,1 @@
+"""Collections of vectors, and the nearest neighbours in them."""

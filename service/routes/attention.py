@@ -1,0 +1,106 @@
+"""`POST /attention`: where the model looks, as numbers or as a picture."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.attention import mass_masks, render, run_lengths, select_heads
+from service.engines.base import Outputs
+from service.errors import FovealError, InvalidOption
+from service.routes.answers import (
+    NPY,
+    all_or_error,
+    each,
+    json_response,
+    npy_response,
+    require_one,
+    run_each,
+)
+from service.routes.body import while_connected
+from service.routes.documented import ERRORS, image_input
+from service.routes.gateway import Gateway
+from service.routes.inputs import Asked, receive
+from service.schemas import AttentionAnswer, AttentionOptions
+
+router = APIRouter(tags=["images"])
+
+DRAWN_MASS = 0.6  # as in Figure 4 of the DINO paper
+
+
+@router.post(
+    "/attention",
+    response_model=None,
+    responses={
+        200: {"model": AttentionAnswer, "content": {NPY: {}, "image/png": {}}},
+        **ERRORS,
+    },
+    openapi_extra=image_input(AttentionOptions),
+)
+async def attention(request: Request) -> Response:
+    """Give the last layer's attention from the query token to each patch.
+
+    `output=npy` gives float32 [heads, rows, columns] for one image and [images, heads, rows,
+    columns] for several of one grid; `output=png` draws one image.
+    """
+    asked = await receive(request, AttentionOptions)
+    gateway = Gateway.of(request)
+    view = gateway.view(asked.options)
+    if asked.options.output == "png":
+        asked.only_image()
+    results = require_one(await run_each(request, asked.images, view, ("attention",)))
+    if asked.options.output == "npy":
+        return npy_response(_stack(all_or_error(results), asked.options))
+    if asked.options.output == "png":
+        return await _draw(request, asked, all_or_error(results)[0])
+    # Masks take a while, and other requests should not wait for them.
+    images = await asyncio.to_thread(_describe, results, asked.options, gateway)
+    return json_response({**gateway.served, "images": images})
+
+
+def _describe(
+    results: list[Outputs | FovealError], options: AttentionOptions, gateway: Gateway
+) -> list[dict[str, Any]]:
+    def describe(found: Outputs) -> dict[str, Any]:
+        heads, maps = select_heads(found["attention"], options.heads)
+        answer: dict[str, Any] = {
+            "grid": maps.shape[1:],
+            "query": gateway.manifest.attention.query,
+            "heads": heads,
+            "attention": np.ascontiguousarray(maps),
+        }
+        if options.mass is not None:
+            answer["masks"] = [run_lengths(mask) for mask in mass_masks(maps, options.mass)]
+        return answer
+
+    return each(results, describe)
+
+
+def _stack(outputs: list[Outputs], options: AttentionOptions) -> np.ndarray[Any, Any]:
+    maps = [select_heads(found["attention"], options.heads)[1] for found in outputs]
+    if len(maps) == 1:
+        return maps[0]
+    if len({each_map.shape for each_map in maps}) > 1:
+        raise InvalidOption(
+            "output: the images have different grids, which one array cannot hold; ask for json, "
+            "for fit=crop, or for one image at a time."
+        )
+    return np.stack(maps)
+
+
+async def _draw(request: Request, asked: Asked[AttentionOptions], found: Outputs) -> Response:
+    gateway, options = Gateway.of(request), asked.options
+    _, maps = select_heads(found["attention"], options.heads)
+    source = asked.only_image()
+    if isinstance(source, FovealError):
+        raise source
+    view = gateway.view(options)
+    pixels = await while_connected(request, gateway.pipeline.pixels(source, view))
+    mass = DRAWN_MASS if options.mass is None else options.mass
+    picture = await asyncio.to_thread(render, pixels, maps, options.view, mass)
+    return Response(picture, media_type="image/png")

@@ -1,0 +1,184 @@
+"""Images and options out of a request, in any of the three forms that the routes share.
+
+A raw body is one image and carries its options in the query string; multipart has parts named
+`images` and options as form fields; JSON has a list `images` and options beside it. An option may
+stand in the query string of every form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import orjson
+from pydantic import ValidationError
+from starlette.requests import Request
+
+from service.errors import (
+    FovealError,
+    InvalidOption,
+    MalformedRequest,
+    TooLarge,
+    UnsupportedMediaType,
+)
+from service.routes.body import read_body
+from service.routes.gateway import Gateway
+from service.routes.multipart import parse_multipart
+from service.routes.problems import explain
+from service.schemas import Options
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+
+Source = bytes | FovealError
+FORMS = (
+    "image/* or application/octet-stream with the image as the body, multipart/form-data with "
+    "parts named images, or application/json with a list named images"
+)
+IMAGE_FIELDS = ("images", "candidates")
+LARGE = 1_000_000  # bytes; parsing more would hold the other requests up
+EXTRA_PARTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Asked(Generic[O]):
+    """A parsed request.
+
+    Attributes:
+        options: The validated options.
+        images: The encoded images; an error where one cannot be read.
+        candidates: Those to rank against the first, where the route takes any.
+    """
+
+    options: O
+    images: list[Source]
+    candidates: list[Source]
+
+    def only_image(self) -> Source:
+        """The one image of the request.
+
+        Raises:
+            InvalidOption: There are none or several.
+        """
+        if len(self.images) != 1:
+            raise InvalidOption(f"images: send exactly one here; there are {len(self.images)}.")
+        return self.images[0]
+
+
+@dataclass(slots=True)
+class _Parsed:
+    options: dict[str, Any] = field(default_factory=dict)
+    images: list[Source] = field(default_factory=list)
+    candidates: list[Source] = field(default_factory=list)
+
+    def option(self, name: str, value: Any) -> None:
+        if name in self.options:
+            raise InvalidOption(f"{name}: given twice.")
+        self.options[name] = value
+
+
+async def receive(request: Request, options: type[O], *, candidates: bool = False) -> Asked[O]:
+    """Read and parse a request.
+
+    Args:
+        request: What came.
+        options: The model of the options that the route knows.
+        candidates: Whether the route takes candidates.
+
+    Raises:
+        MalformedRequest: The JSON or the multipart is broken.
+        UnsupportedMediaType: The body has none of the three forms.
+        InvalidOption: An option is unknown, given twice or out of its range.
+        TooLarge: The body or the number of images is over its limit.
+        BodyTimeout: The body did not arrive in time.
+    """
+    settings = Gateway.of(request).settings
+    body = await read_body(request, settings)
+    work = (request, body, settings.max_images)
+    parsed = await asyncio.to_thread(_parse, *work) if len(body) > LARGE else _parse(*work)
+    if parsed.candidates and not candidates:
+        raise InvalidOption("candidates: only /similar ranks candidates.")
+    if (count := len(parsed.images) + len(parsed.candidates)) > settings.max_images:
+        raise TooLarge(
+            f"The request has {count} images; the limit is {settings.max_images}. "
+            "Send them in several requests."
+        )
+    return Asked(_validate(parsed.options, options), parsed.images, parsed.candidates)
+
+
+def _parse(request: Request, body: bytes, max_images: int) -> _Parsed:
+    parsed = _Parsed()
+    for name, value in request.query_params.multi_items():
+        parsed.option(name, value)
+    header = request.headers.get("content-type", "")
+    form = header.partition(";")[0].strip().lower()
+    if form.startswith("image/") or form == "application/octet-stream":
+        parsed.images.append(body)
+    elif form == "multipart/form-data":
+        _read_parts(parse_multipart(header, body, max_images + EXTRA_PARTS), parsed)
+    elif form == "application/json":
+        _read_json(body, parsed)
+    elif body or form:
+        raise UnsupportedMediaType(f"Content-Type {form or 'is missing'}: send {FORMS}.")
+    return parsed
+
+
+def _read_parts(parts: list[tuple[str, bytes]], parsed: _Parsed) -> None:
+    for name, content in parts:
+        if name == "images":
+            parsed.images.append(content)
+        elif name == "candidates":
+            parsed.candidates.append(content)
+        else:
+            parsed.option(name, content.decode(errors="replace"))
+
+
+def _read_json(body: bytes, parsed: _Parsed) -> None:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedRequest(f"The body is not JSON: {error}.") from None
+    if not isinstance(document, dict):
+        raise MalformedRequest('The body must be a JSON object such as {"images": [...]}.')
+    for name, value in document.items():
+        if name not in IMAGE_FIELDS:
+            parsed.option(name, value)
+        elif not isinstance(value, list):
+            raise InvalidOption(f"{name}: must be a list.")
+        elif name == "images":
+            parsed.images = [_decode(entry) for entry in value]
+        else:
+            parsed.candidates = [_decode(entry) for entry in value]
+
+
+def _decode(entry: Any) -> Source:
+    """Give the bytes of one entry of a JSON list, or what is wrong with it."""
+    match entry:
+        case {"b64": str(text), **rest} if not rest:
+            pass
+        case str(uri) if uri.startswith("data:"):
+            head, _, text = uri.partition(",")
+            if not head.endswith(";base64"):
+                return MalformedRequest("A data URI must be of the form data:image/png;base64,….")
+        case {"url": _}:
+            return InvalidOption("This server fetches no URLs; send the image's bytes as b64.")
+        case _:
+            return InvalidOption('An image must be {"b64": "…"} or "data:image/png;base64,…".')
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError as error:
+        return MalformedRequest(f"The image is not base64: {error}.")
+
+
+def _validate(values: dict[str, Any], options: type[O]) -> O:
+    known = options.model_fields
+    if unknown := [name for name in values if name not in known]:
+        raise InvalidOption(
+            f"Unknown option {', '.join(map(repr, unknown))}; the options are "
+            f"{', '.join(sorted(known))}."
+        )
+    try:
+        return options.model_validate(values)
+    except ValidationError as error:
+        raise InvalidOption(explain(error.errors(include_url=False))) from None

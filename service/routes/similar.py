@@ -1,0 +1,85 @@
+"""`POST /similar`: the nearest items of a collection, or candidates ranked against an image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.engines.base import Outputs
+from service.errors import FovealError, InvalidOption
+from service.index.base import Vector
+from service.routes.answers import each, json_response, require_one, run_each
+from service.routes.documented import ERRORS, image_input
+from service.routes.gateway import Gateway
+from service.routes.inputs import Asked, receive
+from service.routes.vectors import given_vector, image_vector, unit
+from service.schemas import CandidatesAnswer, SimilarAnswer, SimilarOptions
+
+router = APIRouter(tags=["images"])
+
+DEFAULT_K = 10
+
+
+@router.post(
+    "/similar",
+    response_model=None,
+    responses={200: {"model": SimilarAnswer | CandidatesAnswer}, **ERRORS},
+    openapi_extra=image_input(SimilarOptions, candidates=True),
+)
+async def similar(request: Request) -> Response:
+    """Find what is most similar to an image, an embedding or an item; scores are cosines.
+
+    With candidates the first image is ranked against them and no collection is used.
+    """
+    asked = await receive(request, SimilarOptions, candidates=True)
+    gateway, options = Gateway.of(request), asked.options
+    if asked.candidates:
+        return json_response({**gateway.served, "results": await _rank(request, asked)})
+    matches = await gateway.index.search(
+        options.collection,
+        await _query(request, asked),
+        gateway.manifest.digest,
+        options.k or DEFAULT_K,
+        options.filter,
+        options.min_score,
+    )
+    results = [{"id": m.id, "score": m.score, "metadata": m.metadata} for m in matches]
+    return json_response({**gateway.served, "collection": options.collection, "results": results})
+
+
+async def _query(request: Request, asked: Asked[SimilarOptions]) -> Vector:
+    gateway, options = Gateway.of(request), asked.options
+    view = gateway.view(options)
+    given = [bool(asked.images), options.embedding is not None, options.id is not None]
+    if sum(given) != 1:
+        raise InvalidOption("Search with one of these: an image, an embedding, or an id.")
+    if options.embedding is not None:
+        return given_vector(options.embedding, gateway.manifest.dim)
+    if options.id is not None:
+        return (await gateway.index.get(options.collection, options.id)).vector
+    return await image_vector(request, asked.only_image(), view)
+
+
+async def _rank(request: Request, asked: Asked[SimilarOptions]) -> list[dict[str, Any]]:
+    options = asked.options
+    if options.model_fields_set & {"collection", "filter", "embedding", "id"}:
+        raise InvalidOption(
+            "candidates: ranked against one image, without collection, filter, embedding or id."
+        )
+    first = asked.only_image()
+    view = Gateway.of(request).view(options)
+    query, *found = await run_each(request, [first, *asked.candidates], view, ("embedding",))
+    if isinstance(query, FovealError):
+        raise query
+    direction = unit(query["embedding"])
+
+    def score(candidate: Outputs) -> dict[str, Any]:
+        return {"score": float(direction @ unit(candidate["embedding"]))}
+
+    ranked = sorted(each(require_one(found), score), key=lambda entry: -entry.get("score", -2))
+    least = -1 if options.min_score is None else options.min_score
+    kept = [entry for entry in ranked if entry.get("score", least) >= least]
+    return kept[: options.k]

@@ -1,0 +1,42 @@
+"""Vectors to compare: of an image, or sent by the client."""
+
+from __future__ import annotations
+
+import numpy as np
+from starlette.requests import Request
+
+from service.errors import FovealError, InvalidOption
+from service.images import View
+from service.index.base import Vector
+from service.routes.answers import run_each
+from service.routes.inputs import Source
+
+
+def unit(vector: Vector) -> Vector:
+    """Scale a vector to unit length; zero stays zero."""
+    length = np.linalg.norm(vector)
+    return vector if length == 0 else (vector / length).astype(np.float32)
+
+
+async def image_vector(request: Request, image: Source, view: View) -> Vector:
+    """Embed the one image of a request; its own error is raised."""
+    (result,) = await run_each(request, [image], view, ("embedding",))
+    if isinstance(result, FovealError):
+        raise result
+    return result["embedding"]
+
+
+def given_vector(values: list[float], dim: int) -> Vector:
+    """The direction of a vector that the client sent, at unit length.
+
+    Raises:
+        InvalidOption: It has another length than the model's, or no direction.
+    """
+    if len(values) != dim:
+        raise InvalidOption(f"embedding: has {len(values)} numbers; the model's have {dim}.")
+    wide = np.asarray(values, np.float64)
+    largest = np.abs(wide).max()
+    if largest == 0:
+        raise InvalidOption("embedding: all its numbers are 0, which has no direction.")
+    # Divided twice, because the squares of very large numbers overflow.
+    return unit((wide / largest).astype(np.float32))

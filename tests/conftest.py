@@ -1,0 +1,9 @@
+import pytest
+
+from service.bundle import Bundle
+from tests.bundles import make_bundle
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "tiny")

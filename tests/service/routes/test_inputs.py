@@ -1,0 +1,254 @@
+"""The three input forms and everything that can be wrong with them, on `/embed`."""
+
+import base64
+import io
+import socket
+import struct
+import time
+import zlib
+
+import httpx
+import pytest
+
+from tests.service.routes.conftest import PNG, Serve, assert_problem, b64, photograph
+
+
+def embeddings(answer: httpx.Response) -> list:
+    assert answer.status_code == 200, answer.text
+    return [entry["embedding"] for entry in answer.json()["embeddings"]]
+
+
+def huge_png() -> bytes:
+    """A whole PNG whose header says 60000 x 60000 pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_the_three_forms_give_the_same_embedding(client: httpx.Client) -> None:
+    photo = photograph()
+    uri = "data:image/png;base64," + base64.b64encode(photo).decode()
+    answers = [
+        client.post("/embed", content=photo, headers=PNG),
+        client.post("/embed", content=photo, headers={"Content-Type": "application/octet-stream"}),
+        client.post("/embed", files={"images": photo}),
+        client.post("/embed", json={"images": [b64(photo)]}),
+        client.post("/embed", json={"images": [uri]}),
+    ]
+    first, *others = [embeddings(answer) for answer in answers]
+    assert all(other == first for other in others)
+
+
+def test_options_are_taken_from_the_query_the_form_and_the_json(client: httpx.Client) -> None:
+    photo = photograph()
+    answers = [
+        client.post("/embed?size=32&normalize=false", content=photo, headers=PNG),
+        client.post("/embed", files={"images": photo}, data={"size": "32", "normalize": "false"}),
+        client.post("/embed?size=32", json={"images": [b64(photo)], "normalize": False}),
+    ]
+    first, *others = [embeddings(answer) for answer in answers]
+    assert all(other == first for other in others)
+    assert first != embeddings(client.post("/embed", content=photo, headers=PNG))
+
+
+def test_images_keep_their_order(client: httpx.Client) -> None:
+    photos = [photograph(seed) for seed in range(5)]
+    alone = [embeddings(client.post("/embed", content=p, headers=PNG))[0] for p in photos]
+    together = [
+        client.post("/embed", files=[("images", p) for p in photos]),
+        client.post("/embed", json={"images": [b64(p) for p in photos]}),
+    ]
+    for answer in together:
+        assert [entry["index"] for entry in answer.json()["embeddings"]] == [0, 1, 2, 3, 4]
+        for one, other in zip(embeddings(answer), alone, strict=True):
+            assert one == pytest.approx(other, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bad", "status", "code"),
+    [
+        (b"", 415, "unsupported_media_type"),
+        (b"this is text", 415, "unsupported_media_type"),
+        (photograph()[:100], 422, "undecodable_image"),
+        (huge_png(), 422, "undecodable_image"),
+    ],
+    ids=["empty", "text", "truncated", "60000 x 60000"],
+)
+def test_an_only_image_that_fails_is_a_problem(
+    client: httpx.Client, bad: bytes, status: int, code: str
+) -> None:
+    assert_problem(client.post("/embed", content=bad, headers=PNG), status, code)
+    assert_problem(client.post("/embed", files={"images": bad}), status, code)
+    assert_problem(client.post("/embed", json={"images": [b64(bad)]}), status, code)
+    assert client.post("/embed", content=photograph(), headers=PNG).status_code == 200
+
+
+def test_of_several_images_each_fails_alone(client: httpx.Client) -> None:
+    images = [b64(photograph()), b64(b"text"), {"b64": "%%%"}, {"url": "https://example.org/a.jpg"}]
+    answer = client.post("/embed", json={"images": images})
+    assert answer.status_code == 200
+    good, *bad = answer.json()["embeddings"]
+    assert set(good) == {"index", "embedding"}
+    assert [(entry["index"], entry["error"]["status"]) for entry in bad] == [
+        (1, 415),
+        (2, 400),
+        (3, 422),
+    ]
+    assert "URL" in bad[2]["error"]["detail"]
+
+
+def test_when_all_fail_the_problem_lists_each(client: httpx.Client) -> None:
+    answer = client.post("/embed", files=[("images", b"text"), ("images", photograph()[:100])])
+    problem = assert_problem(answer, 422, "all_images_failed")
+    assert [(entry["index"], entry["error"]["status"]) for entry in problem["errors"]] == [
+        (0, 415),
+        (1, 422),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code", "word"),
+    [
+        ({"json": {"images": []}}, 422, "invalid_option", "images"),
+        ({}, 422, "invalid_option", "images"),
+        ({"json": {"images": "x"}}, 422, "invalid_option", "list"),
+        ({"json": {"images": [{"url": "http://a/b"}]}}, 422, "invalid_option", "URL"),
+        ({"json": {"images": [7]}}, 422, "invalid_option", "b64"),
+        ({"json": {"images": [{"b64": "a"}]}}, 400, "malformed_request", "base64"),
+        ({"json": {"images": ["data:image/png,abc"]}}, 400, "malformed_request", "data URI"),
+        ({"json": [1]}, 400, "malformed_request", "object"),
+        (
+            {"content": b"{", "headers": {"Content-Type": "application/json"}},
+            400,
+            "malformed_request",
+            "JSON",
+        ),
+        (
+            {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}},
+            400,
+            "malformed_request",
+            "boundary",
+        ),
+        (
+            {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}},
+            400,
+            "malformed_request",
+            "multipart",
+        ),
+        (
+            {
+                "content": b'--b\r\nContent-Disposition: form-data; name="images"\r\n\r\nabc',
+                "headers": {"Content-Type": "multipart/form-data; boundary=b"},
+            },
+            400,
+            "malformed_request",
+            "closing boundary",
+        ),
+        ({"data": {"images": "x"}}, 415, "unsupported_media_type", "multipart/form-data"),
+        ({"content": b"x"}, 415, "unsupported_media_type", "missing"),
+    ],
+)
+def test_a_malformed_request_is_told_what_is_wrong(
+    client: httpx.Client, request_: dict, status: int, code: str, word: str
+) -> None:
+    assert_problem(client.post("/embed", **request_), status, code, word)
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("sise=64", ("'sise'", "fit, model, normalize, size")),
+        ("size=0", ("size",)),
+        ("size=many", ("size",)),
+        ("size=30", ("size", "30", "multiple", "8")),
+        ("size=80000", ("size",)),
+        ("fit=stretch", ("fit", "crop")),
+        ("size=64&size=32", ("size", "twice")),
+        ("normalize=perhaps", ("normalize",)),
+    ],
+)
+def test_an_option_that_is_wrong_is_named(
+    client: httpx.Client, query: str, words: tuple[str, ...]
+) -> None:
+    answer = client.post(f"/embed?{query}", content=photograph(), headers=PNG)
+    assert_problem(answer, 422, "invalid_option", *words)
+
+
+def test_an_unknown_part_is_an_unknown_option(client: httpx.Client) -> None:
+    answer = client.post("/embed", files={"image": photograph()})
+    assert_problem(answer, 422, "invalid_option", "'image'", "normalize")
+    answer = client.post("/embed", files={"images": photograph(), "candidates": photograph()})
+    assert_problem(answer, 422, "invalid_option", "candidates")
+
+
+def test_another_models_name_is_not_found(client: httpx.Client) -> None:
+    answer = client.post("/embed?model=clip", content=photograph(), headers=PNG)
+    assert_problem(answer, 404, "not_found", "'clip'", "'tiny'")
+    right = client.post("/embed?model=tiny", content=photograph(), headers=PNG)
+    assert right.status_code == 200
+
+
+def test_limits_in_bytes_and_count_are_413(serve: Serve) -> None:
+    with serve(max_body_bytes=200_000, max_image_bytes=50_000, max_images=3) as client:
+        over = client.post("/embed", content=photograph() + bytes(60_000), headers=PNG)
+        assert_problem(over, 413, "too_large", "50")
+        many = client.post("/embed", files=[("images", photograph())] * 4)
+        assert_problem(many, 413, "too_large", "4 images", "3")
+        announced = client.post("/embed", content=bytes(20_000_000), headers=PNG)
+        assert_problem(announced, 413, "too_large", "20000000", "200000")
+        stream = client.post("/embed", content=iter([bytes(150_000), bytes(150_000)]), headers=PNG)
+        assert_problem(stream, 413, "too_large", "200000")
+        parts = client.post("/embed", files=[(f"p{n}", b"") for n in range(100)])
+        assert_problem(parts, 413, "too_large", "parts")
+        assert client.post("/embed", content=photograph(), headers=PNG).status_code == 200
+
+
+def test_an_announced_body_that_is_too_large_is_refused_before_it_arrives(serve: Serve) -> None:
+    with serve(max_body_bytes=1000) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as raw:
+            raw.sendall(
+                b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+                b"Content-Length: 99999999\r\n\r\n"
+            )
+            raw.settimeout(10)
+            answer = b"".join(iter(lambda: raw.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 413")
+        assert b"application/problem+json" in answer
+
+
+def test_a_body_that_trickles_is_cut_off(serve: Serve) -> None:
+    with serve(body_timeout=0.3) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as raw:
+            raw.sendall(
+                b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+                b"Content-Length: 1000\r\n\r\nabc"
+            )
+            raw.settimeout(10)
+            answer = b"".join(iter(lambda: raw.recv(65536), b""))
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"3 bytes" in answer
+        assert client.post("/embed", content=photograph(), headers=PNG).status_code == 200
+
+
+def test_a_client_that_leaves_while_sending_harms_nobody(client: httpx.Client) -> None:
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as raw:
+        raw.sendall(
+            b"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n"
+            b"Content-Length: 1000\r\n\r\nabc"
+        )
+    time.sleep(0.1)
+    assert client.post("/embed", content=photograph(), headers=PNG).status_code == 200
+
+
+def test_a_large_body_is_parsed_like_a_small_one(client: httpx.Client) -> None:
+    buffer = io.BytesIO()
+    buffer.write(photograph(size=(900, 900)))
+    large = [buffer.getvalue() + bytes(700_000)] * 2
+    answer = client.post("/embed", files=[("images", p) for p in large])
+    assert len(embeddings(answer)) == 2

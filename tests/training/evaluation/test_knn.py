@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+
+from tests.data import dataset
+from training.data.sources import ImageFolder
+from training.evaluation.knn import knn_accuracy
+
+
+@pytest.mark.parametrize("k", [1, 20, 200, 10_000])
+def test_equals_scikit_learn(k):
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(5, 16))
+    labels, test_labels = random.integers(0, 5, 600), random.integers(0, 5, 1500)
+    train = (centres[labels] + 2 * random.normal(size=(600, 16))).astype(np.float32)
+    test = (centres[test_labels] + 2 * random.normal(size=(1500, 16))).astype(np.float32)
+    oracle = KNeighborsClassifier(
+        n_neighbors=min(k, 600),
+        metric="cosine",
+        algorithm="brute",
+        weights=lambda distance: np.exp((1 - distance) / 0.07),
+    )
+    oracle.fit(train, labels)
+    expected = oracle.score(test, test_labels)
+    assert 0.3 < expected < 0.95
+    assert knn_accuracy(train, labels, test, test_labels, k) == pytest.approx(expected, abs=1e-3)
+
+
+def test_raw_pixels_of_imagenette_reach_the_known_floor():
+    """37.3 %: 32 x 32 pixels, centred, cosine, k = 20, T = 0.07."""
+
+    def pixels(folder):
+        source = ImageFolder.open(folder)
+        small = [
+            np.asarray(source.image(i).resize((32, 32), Image.Resampling.BICUBIC)).ravel()
+            for i in range(len(source))
+        ]
+        return np.stack(small).astype(np.float32), source.labels
+
+    root = dataset("imagenette128")
+    (train, labels), (test, test_labels) = pixels(root / "train"), pixels(root / "val")
+    centre = train.mean(axis=0)
+    accuracy = knn_accuracy(train - centre, labels, test - centre, test_labels)
+    assert 100 * accuracy == pytest.approx(37.3, abs=0.5)

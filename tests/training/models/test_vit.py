@@ -1,0 +1,167 @@
+"""The transformer against an independent implementation with the same weights."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import ViTConfig, ViTModel
+
+from training.models.heads import DINOHead
+from training.models.vit import VisionTransformer, bicubic_weights, vit
+
+
+def positions_by_torch(model, rows, columns):
+    """DINO's interpolation written with torch's own bicubic filter."""
+    cls, patches = model.pos_embed[:, :1], model.pos_embed[:, 1:]
+    if (rows, columns) == (model.grid, model.grid):
+        return model.pos_embed
+    grid = patches.reshape(1, model.grid, model.grid, -1).permute(0, 3, 1, 2)
+    scale = ((rows + 0.1) / model.grid, (columns + 0.1) / model.grid)
+    grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")
+    assert grid.shape[2:] == (rows, columns)
+    return torch.cat([cls, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+def reference(model: VisionTransformer, height: int, width: int) -> ViTModel:
+    """transformers' ViT at a fixed size with our weights."""
+    config = ViTConfig(
+        hidden_size=model.dim,
+        num_hidden_layers=len(model.blocks),
+        num_attention_heads=model.heads,
+        intermediate_size=4 * model.dim,
+        layer_norm_eps=1e-6,
+        image_size=(height, width),
+        patch_size=model.patch_size,
+        attn_implementation="eager",
+    )
+    other = ViTModel(config, add_pooling_layer=False).eval()
+    rows, columns = height // model.patch_size, width // model.patch_size
+    ours = model.state_dict()
+    theirs = {
+        "embeddings.cls_token": ours["cls_token"],
+        "embeddings.position_embeddings": positions_by_torch(model, rows, columns),
+        "embeddings.patch_embeddings.projection.weight": ours["patch_embed.proj.weight"],
+        "embeddings.patch_embeddings.projection.bias": ours["patch_embed.proj.bias"],
+        "layernorm.weight": ours["norm.weight"],
+        "layernorm.bias": ours["norm.bias"],
+    }
+    names = {
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "attn.proj": "attention.o_proj",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    }
+    for i in range(len(model.blocks)):
+        for kind in ("weight", "bias"):
+            for our, their in names.items():
+                theirs[f"layers.{i}.{their}.{kind}"] = ours[f"blocks.{i}.{our}.{kind}"]
+            parts = ours[f"blocks.{i}.attn.qkv.{kind}"].chunk(3)
+            for part, name in zip(parts, ("q_proj", "k_proj", "v_proj"), strict=True):
+                theirs[f"layers.{i}.attention.{name}.{kind}"] = part
+    other.load_state_dict(theirs)
+    return other
+
+
+@pytest.mark.parametrize(("height", "width"), [(224, 224), (480, 480), (320, 480)])
+@pytest.mark.parametrize("name", ["vit_tiny", "vit_small"])
+def test_equals_transformers_at_any_size(name, height, width):
+    torch.manual_seed(0)
+    model = vit(name, 16).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # no zero bias may hide a mistake
+            parameter.add_(0.02 * torch.randn_like(parameter))
+        images = torch.randn(2, 3, height, width)
+        ours = model.features(images)
+        theirs = reference(model, height, width)(images, output_attentions=True)
+    rows, columns = height // 16, width // 16
+    tokens = theirs.last_hidden_state
+    attention = theirs.attentions[-1][:, :, 0, 1:].unflatten(2, (rows, columns))
+    torch.testing.assert_close(ours.embedding, tokens[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        ours.patches, tokens[:, 1:].unflatten(1, (rows, columns)), atol=1e-5, rtol=0
+    )
+    torch.testing.assert_close(ours.attention, attention, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (30, 30), (20, 30), (6, 6), (3, 50), (14, 20), (1, 1)])
+def test_positions_equal_torchs_bicubic_interpolation(grid):
+    torch.manual_seed(0)
+    model = vit("vit_tiny", 16)
+    expected = positions_by_torch(model, *grid)[:, 1:].unflatten(1, grid)
+    torch.testing.assert_close(model._positions(*grid), expected, atol=1e-6, rtol=0)
+
+
+def test_the_native_grid_is_left_exactly_as_it_is():
+    weights = bicubic_weights(torch.arange(14.0), 14, torch.tensor(False))
+    assert torch.equal(weights, torch.eye(14))
+
+
+@pytest.mark.parametrize(
+    ("name", "patch", "count"),
+    [
+        ("vit_small", 16, 21_665_664),
+        ("vit_small", 8, 21_670_272),
+        ("vit_base", 16, 85_798_656),
+    ],
+)
+def test_has_the_published_number_of_parameters(name, patch, count):
+    assert sum(p.numel() for p in vit(name, patch).parameters()) == count
+
+
+def test_starts_as_dino_does():
+    torch.manual_seed(0)
+    model = vit("vit_small", 16)
+    weight = model.blocks[0].mlp.fc1.weight
+    assert weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.blocks[0].mlp.fc1.bias.abs().max() == 0
+    assert model.pos_embed.std().item() == pytest.approx(0.02, rel=0.02)
+    # torch's own default for the patch convolution: uniform within 1 / sqrt(fan-in)
+    bound = (3 * 16 * 16) ** -0.5
+    assert model.patch_embed.proj.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
+
+
+def test_an_embedding_is_the_same_with_and_without_its_maps():
+    torch.manual_seed(0)
+    model = vit("vit_tiny", 8, image_size=64).eval()
+    images = torch.randn(3, 3, 32, 64)
+    with torch.no_grad():
+        assert torch.equal(model(images), model.features(images).embedding)
+
+
+def test_gradients_do_not_depend_on_which_attention_ran(monkeypatch):
+    torch.manual_seed(0)
+    model = vit("vit_tiny", 8, image_size=64)
+    images, direction = torch.randn(2, 3, 64, 64), torch.randn(2, 192)
+    gradients = []
+    for limit in (256, 0):
+        monkeypatch.setattr("training.models.vit.SHORT_SEQUENCE", limit)
+        model.zero_grad()
+        (model(images) * direction).sum().backward()
+        gradients.append(model.blocks[0].attn.qkv.weight.grad.clone())
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+def test_stochastic_depth_keeps_the_mean_and_is_off_in_evaluation():
+    torch.manual_seed(0)
+    block = vit("vit_tiny", 8, image_size=64, drop_path=0.5).blocks[-1]
+    residual = torch.ones(4096, 1, 1)
+    dropped = block.train()._drop(residual)
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.1)
+    assert torch.equal(block.eval()._drop(residual), residual)
+
+
+def test_the_head_is_mlp_then_unit_norm_then_unit_prototypes():
+    torch.manual_seed(0)
+    head = DINOHead(24, prototypes=10, hidden=32, bottleneck=16)
+    embedding = torch.randn(5, 24)
+    hidden = embedding
+    for layer in (0, 2):
+        linear = head.mlp[layer]
+        hidden = F.gelu(hidden @ linear.weight.T + linear.bias)
+    hidden = hidden @ head.mlp[4].weight.T + head.mlp[4].bias
+    unit = hidden / hidden.norm(dim=1, keepdim=True)
+    prototypes = head.last_layer.weight_v
+    cosines = unit @ (prototypes / prototypes.norm(dim=1, keepdim=True)).T
+    torch.testing.assert_close(head(embedding), cosines)
+    assert not head.last_layer.weight_g.requires_grad

@@ -1,0 +1,1 @@
+"""Foveal's offline half: trains, evaluates and exports self-supervised vision models."""

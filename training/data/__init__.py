@@ -1,0 +1,1 @@
+"""Images and the crops that are made of them."""

@@ -1,0 +1,1 @@
+"""The papers' protocols: what a frozen model is worth."""

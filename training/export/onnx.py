@@ -1,0 +1,110 @@
+"""From a trained backbone to a bundle: one graph for every batch and every image size."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from service.bundle import (
+    GRAPH,
+    MANIFEST,
+    AttentionSpec,
+    Bundle,
+    Evaluation,
+    InputSpec,
+    Manifest,
+    sha256,
+)
+from training.models.vit import VisionTransformer
+
+OPSET = 20
+OUTPUTS = ("embedding", "patches", "attention")
+
+
+class Graph(nn.Module):
+    """The graph's signature around a backbone: raw pixels in, normalisation inside."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: VisionTransformer, spec: InputSpec) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", 255.0 * torch.tensor(spec.mean).view(3, 1, 1))
+        self.register_buffer("std", 255.0 * torch.tensor(spec.std).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """uint8 [batch, height, width, 3] -> embedding, patches, attention."""
+        normalised = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        return tuple(self.backbone.features(normalised))  # type: ignore[return-value]
+
+
+def write_graph(backbone: VisionTransformer, spec: InputSpec, path: Path) -> None:
+    """Export the graph with free batch, height and width."""
+    graph = Graph(backbone, spec).eval()
+    # Unequal sides: the tracer must not take height and width for one number.
+    example = torch.zeros(2, 3 * spec.multiple, 4 * spec.multiple, 3, dtype=torch.uint8)
+    batch, rows, columns = (torch.export.Dim(n, min=1) for n in ("batch", "rows", "columns"))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        graph,
+        (example,),
+        input_names=["images"],
+        output_names=list(OUTPUTS),
+        dynamic_shapes={"images": {0: batch, 1: spec.multiple * rows, 2: spec.multiple * columns}},
+        opset_version=OPSET,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(str(path), external_data=False)
+    onnx.checker.check_model(str(path))
+
+
+def write_bundle(
+    folder: Path,
+    backbone: VisionTransformer,
+    *,
+    name: str,
+    architecture: str,
+    spec: InputSpec,
+    training: dict[str, Any],
+    evaluation: tuple[Evaluation, ...],
+    licence: str,
+) -> Bundle:
+    """Write the graph and its card.
+
+    Args:
+        folder: Where; made if missing.
+        backbone: The model.
+        name: The model's name in requests and answers.
+        architecture: For example `vit_tiny`.
+        spec: How photographs become its input.
+        training: Recipe and data.
+        evaluation: Measured figures with their commands.
+        licence: Of the weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_graph(backbone, spec, folder / GRAPH)
+    manifest = Manifest(
+        name=name,
+        architecture=architecture,
+        patch_size=backbone.patch_size,
+        dim=backbone.dim,
+        heads=backbone.heads,
+        prefix_tokens=1,
+        input=spec,
+        attention=AttentionSpec(query="cls", layer=len(backbone.blocks) - 1),
+        training=training,
+        evaluation=evaluation,
+        licence=licence,
+        files={GRAPH: sha256(folder / GRAPH)},
+    )
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    return Bundle.load(folder)

@@ -1,0 +1,1 @@
+"""Backbones, heads and the layouts of their checkpoints."""
