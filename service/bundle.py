@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,7 +87,7 @@ class Manifest(_Frozen):
     licence: str
     files: dict[str, str]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """The sha256 of the graph and of the fields that change its numbers."""
         numbers = {

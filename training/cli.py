@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,7 +25,7 @@ from training.checkpoint import CheckpointError, load
 from training.config import Recipe, RecipeError
 from training.data.pixels import MEAN, STD
 from training.data.sources import DataError, ImageFolder
-from training.evaluation.embed import embed_folder
+from training.evaluation.features import embed_folder, raw_pixels
 from training.evaluation.knn import knn_accuracy
 from training.export.onnx import write_bundle
 from training.loop import Diverged, build, train
@@ -35,9 +38,13 @@ console = Console(stderr=True)
 CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint that `run` wrote.")]
 Size = Annotated[int, typer.Option(help="Side of the centre crop in pixels.")]
 Data = Annotated[Path, typer.Option(help="Folder with train/ and val/, a sub-folder a class.")]
-Untrained = Annotated[
-    bool, typer.Option("--untrained", help="The same network before its first step, as a floor.")
-]
+
+
+class Floor(StrEnum):
+    """What a trained model has to beat."""
+
+    PIXELS = "pixels"
+    UNTRAINED = "untrained"
 
 
 @app.command()
@@ -88,13 +95,14 @@ def run(
 def evaluate(
     checkpoint: CheckpointPath,
     data: Data,
-    size: Size = 128,
+    size: Size = 64,
     k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
-    untrained: Untrained = False,
+    instead: Annotated[
+        Floor | None, typer.Option(help="A floor to evaluate instead of the trained model.")
+    ] = None,
 ) -> None:
     """Print the k-NN accuracy of the teacher's backbone, in percent."""
-    _, backbone = _backbone(checkpoint, untrained)
-    typer.echo(f"{100 * _knn(backbone, data, _input(backbone, size), k):.2f}")
+    typer.echo(f"{_knn(checkpoint, data, size, k, instead):.2f}")
 
 
 @app.command()
@@ -102,42 +110,43 @@ def export(
     checkpoint: CheckpointPath,
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     data: Data,
-    size: Size = 128,
+    size: Size = 64,
     licence: Annotated[str, typer.Option(help="Of the weights.")] = "Apache-2.0",
 ) -> None:
-    """Write a bundle, with its k-NN accuracy measured beside the untrained network's."""
-    recipe, backbone = _backbone(checkpoint, untrained=False)
-    spec = _input(backbone, size)
+    """Write a bundle, with its k-NN accuracy measured beside the floors."""
+    recipe, backbone = _backbone(checkpoint)
     command = f"foveal-train evaluate CHECKPOINT --data {data.name} --size {size}"
-    figures = []
-    for untrained in (False, True):
-        network = _backbone(checkpoint, untrained)[1]
-        name = "20-NN top-1, %" + (", untrained" if untrained else "")
-        value = round(100 * _knn(network, data, spec, 20), 2)
-        figures.append(
-            Evaluation(
-                name=name, value=value, command=command + (" --untrained" if untrained else "")
-            )
+    evaluation = [
+        Evaluation(
+            name="20-NN top-1, %" + (f", {instead}" if instead else ""),
+            value=round(_knn(checkpoint, data, size, 20, instead), 2),
+            command=command + (f" --instead {instead}" if instead else ""),
         )
+        for instead in (None, *Floor)
+    ]
     bundle = write_bundle(
         out,
         backbone,
         name=recipe.name,
         architecture=recipe.model.architecture,
-        spec=spec,
-        training={"recipe": recipe.model_dump(mode="json", exclude={"data"}), "data": data.name},
-        evaluation=tuple(figures),
+        spec=_input(backbone, size),
+        training={
+            "data": data.name,
+            "steps": load(checkpoint)["step"],
+            "recipe": recipe.model_dump(mode="json", exclude={"data"}),
+        },
+        evaluation=tuple(evaluation),
         licence=licence,
     )
     _describe(bundle)
 
 
-def _backbone(checkpoint: Path, untrained: bool) -> tuple[Recipe, VisionTransformer]:
+def _backbone(checkpoint: Path, instead: Floor | None = None) -> tuple[Recipe, VisionTransformer]:
     """The teacher's backbone of a checkpoint, or the one that its recipe starts from."""
     state = load(checkpoint)
     recipe = Recipe.model_validate(state["recipe"])
     model = build(recipe)
-    if not untrained:
+    if instead is None:
         model.load_state_dict(state["model"])
     backbone = model.teacher.backbone
     assert isinstance(backbone, VisionTransformer)
@@ -146,21 +155,28 @@ def _backbone(checkpoint: Path, untrained: bool) -> tuple[Recipe, VisionTransfor
 
 def _input(backbone: VisionTransformer, size: int) -> InputSpec:
     # Short side over crop as in the published protocol, 256 over 224.
-    return InputSpec(
-        resize=round(size * 256 / 224), crop=size, multiple=backbone.patch_size, mean=MEAN, std=STD
-    )
+    resize = round(size * 256 / 224)
+    return InputSpec(resize=resize, crop=size, multiple=backbone.patch_size, mean=MEAN, std=STD)
 
 
-def _knn(backbone: VisionTransformer, data: Path, spec: InputSpec, k: int) -> float:
-    folders = [ImageFolder.open(data / split) for split in ("train", "val")]
+def _knn(checkpoint: Path, data: Path, size: int, k: int, instead: Floor | None) -> float:
+    """k-NN accuracy in percent, from data/train to data/val."""
+    _, backbone = _backbone(checkpoint, instead)
+    train, val = (ImageFolder.open(data / split) for split in ("train", "val"))
     with Progress(console=console) as bar:
-        features = []
-        for folder in folders:
-            task = bar.add_task(f"embedding {folder.root.name}", total=len(folder))
-            show = functools.partial(bar.advance, task)
-            features.append(embed_folder(backbone, folder, spec, show))
-    (train_x, test_x), (train, test) = features, folders
-    return knn_accuracy(train_x, train.labels, test_x, test.labels, k)
+
+        def features(source: ImageFolder) -> NDArray[np.float32]:
+            task = bar.add_task(f"{instead or 'model'}, {source.root.name}", total=len(source))
+            report = functools.partial(bar.advance, task)
+            if instead is Floor.PIXELS:
+                return raw_pixels(source, report)
+            return embed_folder(backbone, source, _input(backbone, size), report)
+
+        train_x, val_x = features(train), features(val)
+    if instead is Floor.PIXELS:
+        centre = train_x.mean(axis=0)
+        train_x, val_x = train_x - centre, val_x - centre
+    return 100 * knn_accuracy(train_x, train.labels, val_x, val.labels, k)
 
 
 def _describe(bundle: Bundle) -> None:

@@ -37,6 +37,9 @@ class HeadConfig(_Config):
     )
     hidden: int = Field(2048, gt=0)
     bottleneck: int = Field(256, gt=0)
+    batch_norm: bool = Field(
+        False, description="True leaves the uniform start sooner; for runs of a few epochs."
+    )
     norm_last_layer: bool = Field(True, description="True is steadier; False is better for ViT-S.")
 
 

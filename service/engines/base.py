@@ -25,7 +25,7 @@ class Engine(Protocol):
     async def infer(self, images: Images, outputs: tuple[str, ...]) -> Outputs:
         """Run images of one shape, uint8 [batch, height, width, 3], and give the named outputs.
 
-        The arrays keep their batch axis. An output that nobody asks for is not computed.
+        The arrays keep their batch axis.
         """
         ...
 

@@ -29,6 +29,7 @@ class CropConfig(BaseModel):
         local_count: Number of local crops; 0 turns multi-crop off.
         global_scale: Least and greatest share of the image's area in a global crop.
         local_scale: The same for a local crop.
+        blur: Least and greatest radius of the blur in pixels; published for crops of 224 px.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,6 +39,7 @@ class CropConfig(BaseModel):
     local_count: int = Field(8, ge=0)
     global_scale: tuple[float, float] = (0.4, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.4)
+    blur: tuple[float, float] = (0.1, 2.0)
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,13 @@ def multi_crop(
         The global crops, [2, global_size, global_size, 3], and the local ones,
         [local_count, local_size, local_size, 3].
     """
-    large = [
-        distort(resized_crop(image, config.global_size, config.global_scale, random), kind, random)
-        for kind in (FIRST_GLOBAL, SECOND_GLOBAL)
-    ]
-    small = [
-        distort(resized_crop(image, config.local_size, config.local_scale, random), LOCAL, random)
-        for _ in range(config.local_count)
-    ]
+
+    def cut(size: int, scale: tuple[float, float], kind: Distortion) -> NDArray[np.uint8]:
+        return distort(resized_crop(image, size, scale, random), kind, config.blur, random)
+
+    kinds = (FIRST_GLOBAL, SECOND_GLOBAL)
+    large = [cut(config.global_size, config.global_scale, kind) for kind in kinds]
+    small = [cut(config.local_size, config.local_scale, LOCAL) for _ in range(config.local_count)]
     shape = (config.local_count, config.local_size, config.local_size, 3)
     return np.stack(large), np.array(small, dtype=np.uint8).reshape(shape)
 
@@ -99,7 +100,9 @@ def crop_box(
     return left, top, left + w, top + h
 
 
-def distort(crop: Image.Image, kind: Distortion, random: Generator) -> NDArray[np.uint8]:
+def distort(
+    crop: Image.Image, kind: Distortion, blur: tuple[float, float], random: Generator
+) -> NDArray[np.uint8]:
     """Flip, jitter, grey, blur and solarise, each by chance; [side, side, 3]."""
     if random.random() < 0.5:
         crop = ImageOps.mirror(crop)
@@ -108,7 +111,7 @@ def distort(crop: Image.Image, kind: Distortion, random: Generator) -> NDArray[n
     if random.random() < 0.2:
         crop = crop.convert("L").convert("RGB")
     if random.random() < kind.blur:
-        crop = crop.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
+        crop = crop.filter(ImageFilter.GaussianBlur(random.uniform(*blur)))
     if random.random() < kind.solarize:
         crop = ImageOps.solarize(crop, 128)
     return np.asarray(crop)

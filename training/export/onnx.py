@@ -98,7 +98,7 @@ def write_bundle(
         patch_size=backbone.patch_size,
         dim=backbone.dim,
         heads=backbone.heads,
-        prefix_tokens=1,
+        prefix_tokens=backbone.prefix_tokens,
         input=spec,
         attention=AttentionSpec(query="cls", layer=len(backbone.blocks) - 1),
         training=training,

@@ -32,6 +32,8 @@ class DINOHead(nn.Module):
         hidden: Width of the two hidden layers.
         bottleneck: Width of the normed features in front of the prototypes.
         norm_last_layer: Keep the prototypes at unit norm; steadier, a little worse for ViT-S.
+        batch_norm: Normalise the hidden layers over the batch (the published code's
+            `use_bn_in_head`): a short run leaves the uniform start sooner.
     """
 
     def __init__(
@@ -41,16 +43,18 @@ class DINOHead(nn.Module):
         hidden: int = 2048,
         bottleneck: int = 256,
         norm_last_layer: bool = True,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         self.prototypes = prototypes
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, bottleneck),
-        )
+        layers: list[nn.Module] = []
+        for width in (dim, hidden):
+            layers.append(nn.Linear(width, hidden))
+            if batch_norm:
+                # The batch's own statistics always: a teacher's running ones would lag behind.
+                layers.append(nn.BatchNorm1d(hidden, track_running_stats=False))
+            layers.append(nn.GELU())
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         self.mlp.apply(init_linear)
         self.last_layer = Prototypes(bottleneck, prototypes, train_norm=not norm_last_layer)
 

@@ -84,7 +84,7 @@ def test_each_distortion_comes_as_often_as_published(monkeypatch, kind, grey, bl
     monkeypatch.setattr(crops, "jitter", count("jitter", crops.jitter))
     random, crop = np.random.default_rng(0), Image.new("RGB", (8, 8), (200, 40, 90))
     trials = 2000
-    outcomes = [distort(crop, kind, random) for _ in range(trials)]
+    outcomes = [distort(crop, kind, (0.1, 2.0), random) for _ in range(trials)]
     without_colour = sum((np.ptp(pixels, axis=2) == 0).all() for pixels in outcomes)
     assert without_colour / trials == pytest.approx(grey, abs=0.03)
     assert seen["blur"] / trials == pytest.approx(blurred, abs=0.03)
@@ -95,7 +95,7 @@ def test_each_distortion_comes_as_often_as_published(monkeypatch, kind, grey, bl
 def test_half_of_the_crops_are_mirrored():
     random, crop = np.random.default_rng(0), Image.new("RGB", (8, 8))
     crop.paste((255, 255, 255), (4, 0, 8, 8))
-    flips = [distort(crop, LOCAL, random)[:, :4].mean() > 127 for _ in range(2000)]
+    flips = [distort(crop, LOCAL, (0.1, 2.0), random)[:, :4].mean() > 127 for _ in range(2000)]
     assert np.mean(flips) == pytest.approx(0.5, abs=0.04)
 
 

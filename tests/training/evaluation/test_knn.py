@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from tests.data import dataset
 from training.data.sources import ImageFolder
+from training.evaluation.features import raw_pixels
 from training.evaluation.knn import knn_accuracy
 
 
@@ -30,16 +30,9 @@ def test_equals_scikit_learn(k):
 def test_raw_pixels_of_imagenette_reach_the_known_floor():
     """37.3 %: 32 x 32 pixels, centred, cosine, k = 20, T = 0.07."""
 
-    def pixels(folder):
-        source = ImageFolder.open(folder)
-        small = [
-            np.asarray(source.image(i).resize((32, 32), Image.Resampling.BICUBIC)).ravel()
-            for i in range(len(source))
-        ]
-        return np.stack(small).astype(np.float32), source.labels
-
     root = dataset("imagenette128")
-    (train, labels), (test, test_labels) = pixels(root / "train"), pixels(root / "val")
-    centre = train.mean(axis=0)
-    accuracy = knn_accuracy(train - centre, labels, test - centre, test_labels)
+    train, test = ImageFolder.open(root / "train"), ImageFolder.open(root / "val")
+    train_x, test_x = raw_pixels(train), raw_pixels(test)
+    centre = train_x.mean(axis=0)
+    accuracy = knn_accuracy(train_x - centre, train.labels, test_x - centre, test.labels)
     assert 100 * accuracy == pytest.approx(37.3, abs=0.5)

@@ -62,18 +62,29 @@ def reference(model: VisionTransformer, height: int, width: int) -> ViTModel:
     return other
 
 
-@pytest.mark.parametrize(("height", "width"), [(224, 224), (480, 480), (320, 480)])
-@pytest.mark.parametrize("name", ["vit_tiny", "vit_small"])
-def test_equals_transformers_at_any_size(name, height, width):
+@pytest.mark.parametrize(
+    ("name", "patch", "height", "width"),
+    [
+        ("vit_tiny", 16, 224, 224),
+        ("vit_tiny", 16, 480, 480),
+        ("vit_tiny", 16, 320, 480),
+        ("vit_small", 16, 224, 224),
+        ("vit_small", 16, 480, 480),
+        ("vit_small", 16, 320, 480),
+        ("vit_tiny", 14, 224, 224),
+        ("vit_tiny", 14, 98, 322),
+    ],
+)
+def test_equals_transformers_at_any_size(name, patch, height, width):
     torch.manual_seed(0)
-    model = vit(name, 16).eval()
+    model = vit(name, patch).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # no zero bias may hide a mistake
             parameter.add_(0.02 * torch.randn_like(parameter))
         images = torch.randn(2, 3, height, width)
         ours = model.features(images)
         theirs = reference(model, height, width)(images, output_attentions=True)
-    rows, columns = height // 16, width // 16
+    rows, columns = height // patch, width // patch
     tokens = theirs.last_hidden_state
     attention = theirs.attentions[-1][:, :, 0, 1:].unflatten(2, (rows, columns))
     torch.testing.assert_close(ours.embedding, tokens[:, 0], atol=1e-5, rtol=0)
@@ -102,6 +113,7 @@ def test_the_native_grid_is_left_exactly_as_it_is():
         ("vit_small", 16, 21_665_664),
         ("vit_small", 8, 21_670_272),
         ("vit_base", 16, 85_798_656),
+        ("vit_large", 16, 303_301_632),
     ],
 )
 def test_has_the_published_number_of_parameters(name, patch, count):
@@ -151,17 +163,23 @@ def test_stochastic_depth_keeps_the_mean_and_is_off_in_evaluation():
     assert torch.equal(block.eval()._drop(residual), residual)
 
 
-def test_the_head_is_mlp_then_unit_norm_then_unit_prototypes():
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_the_head_is_mlp_then_unit_norm_then_unit_prototypes(batch_norm):
     torch.manual_seed(0)
-    head = DINOHead(24, prototypes=10, hidden=32, bottleneck=16)
+    head = DINOHead(24, prototypes=10, hidden=32, bottleneck=16, batch_norm=batch_norm)
     embedding = torch.randn(5, 24)
+    first, second, last = (layer for layer in head.mlp if isinstance(layer, torch.nn.Linear))
     hidden = embedding
-    for layer in (0, 2):
-        linear = head.mlp[layer]
-        hidden = F.gelu(hidden @ linear.weight.T + linear.bias)
-    hidden = hidden @ head.mlp[4].weight.T + head.mlp[4].bias
+    for linear in (first, second):
+        hidden = hidden @ linear.weight.T + linear.bias
+        if batch_norm:
+            centred = hidden - hidden.mean(dim=0)
+            hidden = centred / (centred.square().mean(dim=0) + 1e-5).sqrt()
+        hidden = F.gelu(hidden)
+    hidden = hidden @ last.weight.T + last.bias
     unit = hidden / hidden.norm(dim=1, keepdim=True)
     prototypes = head.last_layer.weight_v
     cosines = unit @ (prototypes / prototypes.norm(dim=1, keepdim=True)).T
     torch.testing.assert_close(head(embedding), cosines)
+    torch.testing.assert_close(head.eval()(embedding), cosines)
     assert not head.last_layer.weight_g.requires_grad

@@ -1,4 +1,4 @@
-"""Embeddings of a folder of photographs, preprocessed exactly as the gateway does it."""
+"""Features of a folder of photographs: embeddings, and raw pixels as their floor."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
 from service.bundle import InputSpec
@@ -17,6 +18,7 @@ from training.data.pixels import normalise
 from training.data.sources import ImageFolder
 
 BATCH = 64
+PIXELS = 32
 # Curated data: bound the pixels, not the bytes.
 LIMITS = Limits(bytes=2**30, pixels=2**28, patches=2**16)
 
@@ -29,7 +31,7 @@ def embed_folder(
     spec: InputSpec,
     report: Callable[[int], None] = lambda count: None,
 ) -> NDArray[np.float32]:
-    """Embed every image of a folder by the bundle's evaluation rule (resize, centre crop).
+    """Embed every image by the bundle's evaluation rule, decoded and cropped as the gateway does.
 
     Args:
         backbone: Normalised images -> embedding [batch, dim].
@@ -49,6 +51,26 @@ def embed_folder(
             chunks.append(backbone(images).numpy())
             report(len(paths))
     return np.concatenate(chunks)
+
+
+def raw_pixels(
+    source: ImageFolder, report: Callable[[int], None] = lambda count: None
+) -> NDArray[np.float32]:
+    """The pixels themselves, reduced to 32 x 32: what any model has to beat.
+
+    Args:
+        source: The images.
+        report: Told how many more images are done.
+
+    Returns:
+        [images, 3072], in the source's order.
+    """
+    rows = []
+    for index in range(len(source)):
+        small = source.image(index).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
+        rows.append(np.asarray(small, np.float32).ravel())
+        report(1)
+    return np.stack(rows)
 
 
 def batched(items: tuple[Item, ...], size: int) -> Iterator[tuple[Item, ...]]:

@@ -1,0 +1,1 @@
+"""Measurements, each a command: both sides in turn in one run, medians of several rounds."""
