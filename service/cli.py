@@ -73,6 +73,7 @@ def serve(
             access_log=False,
             log_level="warning",
             server_header=False,
+            proxy_headers=False,
             timeout_graceful_shutdown=round(settings.request_timeout),
         ),
         app.state.gateway.manifest,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ def load(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"no checkpoint at {path}") from None
+    except pickle.UnpicklingError:
+        # torch's own message advises to run whatever the file holds.
+        raise CheckpointError(
+            f"{path} is not a readable checkpoint: it is damaged, or holds objects that are not "
+            "weights; none was run"
+        ) from None
     except Exception as error:
         raise CheckpointError(f"{path} is not a readable checkpoint: {error}") from error
     return state

@@ -73,11 +73,12 @@ def run(
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=None, epoch=0, loss=0.0, entropy=0.0, speed=0.0)
+        task = bar.add_task("", visible=False, epoch=0, loss=0.0, entropy=0.0, speed=0.0)
 
         def show(step: Step) -> None:
             bar.update(
                 task,
+                visible=True,
                 completed=step.step,
                 total=step.steps,
                 epoch=step.epoch,

@@ -63,8 +63,13 @@ def write_graph(backbone: VisionTransformer, spec: InputSpec, path: Path) -> Non
         verbose=False,
     )
     assert program is not None
-    program.save(str(path), external_data=False)
-    onnx.checker.check_model(str(path))
+    model = program.model_proto
+    # The exporter notes the stack of source lines behind each node: paths of the machine it ran on.
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
 
 
 def write_bundle(
