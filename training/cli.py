@@ -1,4 +1,4 @@
-"""`foveal-train`: run a recipe, evaluate a checkpoint, export a bundle."""
+"""`foveal-train`: run a recipe, evaluate a checkpoint, export or import a bundle."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -20,16 +21,19 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from service.bundle import Bundle, BundleError, Evaluation, InputSpec
+from service.bundle import Bundle, BundleError, Evaluation, InputSpec, sha256
 from training.checkpoint import CheckpointError, load
 from training.config import Recipe, RecipeError
 from training.data.pixels import MEAN, STD
 from training.data.sources import DataError, ImageFolder
+from training.download import PUBLISHED, DownloadError, fetch, recorded
 from training.evaluation.features import embed_folder, raw_pixels
 from training.evaluation.knn import knn_accuracy
 from training.export.onnx import write_bundle
 from training.loop import Diverged, build, train
 from training.loop import Progress as Step
+from training.models.checkpoints import read_backbone
+from training.models.shapes import some
 from training.models.vit import VisionTransformer
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -142,6 +146,65 @@ def export(
     _describe(bundle)
 
 
+@app.command("import")
+def import_(
+    source: Annotated[
+        str,
+        typer.Argument(help=f"A file, a folder, an address, or one of {', '.join(PUBLISHED)}."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+    licence: Annotated[
+        str | None, typer.Option(help="Of the weights; DINO's own are under Apache-2.0.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The model's name. [the source's]")] = None,
+    size: Size = 224,
+    checksum: Annotated[str | None, typer.Option(help="sha256 that the file must have.")] = None,
+    cache: Annotated[Path, typer.Option(help="Where downloads are kept.")] = Path(
+        "~/.cache/foveal"
+    ),
+) -> None:
+    """Make a bundle of a published checkpoint: DINO's, DINOv2's, timm's or Hugging Face's."""
+    licence = licence or ("Apache-2.0" if source in PUBLISHED else None)
+    if licence is None:
+        raise typer.BadParameter("name the licence of the weights", param_hint="--licence")
+    path = Path(source) if Path(source).exists() else _fetch(source, cache.expanduser(), checksum)
+    if checksum and path.is_file() and sha256(path) != checksum:
+        raise CheckpointError(f"the sha256 of {path} is {sha256(path)}, not {checksum}")
+    imported = read_backbone(path)
+    backbone = imported.backbone
+    if not isinstance(backbone, VisionTransformer):
+        raise CheckpointError(f"{source} holds a {imported.architecture}; only ViTs are exported")
+    if size % backbone.patch_size:
+        raise typer.BadParameter(
+            f"{size} is no multiple of the patch, {backbone.patch_size}", param_hint="--size"
+        )
+    bundle = write_bundle(
+        out,
+        backbone,
+        name=name or Path(source).stem.lower(),
+        architecture=imported.architecture,
+        spec=_input(backbone, size),
+        training={"source": source, "layout": imported.source},
+        evaluation=(),
+        licence=licence,
+    )
+    if imported.left_over:
+        typer.echo(f"left over, not needed: {some(imported.left_over)}")
+    _describe(bundle)
+
+
+def _fetch(source: str, cache: Path, checksum: str | None) -> Path:
+    with Progress(*Progress.get_default_columns(), DownloadColumn(), console=console) as bar:
+        task = bar.add_task(source, total=None)
+
+        def report(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total)
+
+        path = fetch(source, cache, expected=checksum, report=report)
+    typer.echo(f"{path}  sha256 {recorded(path)}")
+    return path
+
+
 def _backbone(checkpoint: Path, instead: Floor | None = None) -> tuple[Recipe, VisionTransformer]:
     """The teacher's backbone of a checkpoint, or the one that its recipe starts from."""
     state = load(checkpoint)
@@ -190,7 +253,14 @@ def main() -> None:
     """Run the command line; what the user can mend is one line and exit status 1."""
     try:
         app()
-    except (BundleError, CheckpointError, DataError, Diverged, RecipeError) as error:
+    except (
+        BundleError,
+        CheckpointError,
+        DataError,
+        Diverged,
+        DownloadError,
+        RecipeError,
+    ) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
         raise SystemExit(1) from None
 

@@ -1,5 +1,4 @@
 import asyncio
-import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -99,16 +98,16 @@ async def test_each_core_is_a_slot_and_takes_a_small_batch(bundle: Bundle, threa
     costs=st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4),
     fixed=st.floats(0.0, 1.0),
 )
-def test_the_batch_chosen_is_the_first_that_the_next_does_not_beat(
+def test_the_batch_chosen_is_the_largest_that_is_nearly_the_quickest(
     costs: list[float], fixed: float
 ) -> None:
     sizes = (1, 2, 4, 8)
     seconds = {n: fixed + cost * n for n, cost in zip(sizes, costs, strict=True)}
     best = best_batch(seconds.__getitem__)
     each = {n: seconds[n] / n for n in sizes}
-    below = sizes[: sizes.index(best) + 1]
-    assert all(each[b] <= 0.97 * each[a] for a, b in itertools.pairwise(below))
-    assert best == 8 or each[2 * best] > 0.97 * each[best]
+    bound = 1.05 * min(each.values())
+    assert each[best] <= bound
+    assert all(each[larger] > bound for larger in sizes if larger > best)
 
 
 def changed(bundle: Bundle, folder: Path, model: onnx.ModelProto) -> Bundle:
