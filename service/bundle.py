@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 MANIFEST = "bundle.json"
 GRAPH = "model.onnx"
@@ -48,6 +48,15 @@ class InputSpec(_Frozen):
     interpolation: Literal["bicubic"] = "bicubic"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @model_validator(mode="after")
+    def _the_crop_fits(self) -> InputSpec:
+        if self.resize < self.crop or self.crop % self.multiple:
+            raise ValueError(
+                f"crop {self.crop} must be a multiple of {self.multiple} and at most resize, "
+                f"{self.resize}"
+            )
+        return self
 
 
 class AttentionSpec(_Frozen):
