@@ -100,7 +100,7 @@ def run(
 def evaluate(
     checkpoint: CheckpointPath,
     data: Data,
-    size: Size = 64,
+    size: Size = 96,
     k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
     instead: Annotated[
         Floor | None, typer.Option(help="A floor to evaluate instead of the trained model.")
@@ -115,8 +115,9 @@ def export(
     checkpoint: CheckpointPath,
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     data: Data,
-    size: Size = 64,
-    licence: Annotated[str, typer.Option(help="Of the weights.")] = "Apache-2.0",
+    licence: Annotated[str, typer.Option(help="Of the weights; the data may decide it.")],
+    size: Size = 96,
+    note: Annotated[str, typer.Option(help="What else the card should say of the run.")] = "",
 ) -> None:
     """Write a bundle, with its k-NN accuracy measured beside the floors."""
     recipe, backbone = _backbone(checkpoint)
@@ -139,6 +140,7 @@ def export(
             "data": data.name,
             "steps": load(checkpoint)["step"],
             "recipe": recipe.model_dump(mode="json", exclude={"data"}),
+            **({"note": note} if note else {}),
         },
         evaluation=tuple(evaluation),
         licence=licence,

@@ -61,7 +61,8 @@ def test_a_model_is_trained_exported_served_and_asked(photographs, tmp_path):
     accuracy = foveal_train("evaluate", checkpoint, "--data", photographs, "--size", 32)
     assert 0 <= float(accuracy) <= 100
     bundle = tmp_path / "bundle"
-    foveal_train("export", checkpoint, "--out", bundle, "--data", photographs, "--size", 32)
+    options = ("--data", photographs, "--size", 32, "--licence", "MIT")
+    foveal_train("export", checkpoint, "--out", bundle, *options)
     assert not re.search(rb"site-packages|/training/", (bundle / "model.onnx").read_bytes())
 
     command = [BIN / "foveal", "serve", "--port", "0", "--model", bundle, "--data", tmp_path / "i"]
