@@ -100,7 +100,7 @@ def run(
 def evaluate(
     checkpoint: CheckpointPath,
     data: Data,
-    size: Size = 96,
+    size: Size = 128,
     k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
     instead: Annotated[
         Floor | None, typer.Option(help="A floor to evaluate instead of the trained model.")
@@ -116,7 +116,7 @@ def export(
     out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
     data: Data,
     licence: Annotated[str, typer.Option(help="Of the weights; the data may decide it.")],
-    size: Size = 96,
+    size: Size = 128,
     note: Annotated[str, typer.Option(help="What else the card should say of the run.")] = "",
 ) -> None:
     """Write a bundle, with its k-NN accuracy measured beside the floors."""
