@@ -72,6 +72,9 @@ class CropLoader:
             _Crops(self.source, self.config, self.seed, epoch),
             batch_sampler=batches.tolist(),
             num_workers=self.workers,
+            # Of its own: a loader that starts draws a number, which the resumed run's stochastic
+            # depth would miss.
+            generator=torch.Generator(),
         )
         for large, small in loader:
             yield [*large.unbind(1), *small.unbind(1)]
