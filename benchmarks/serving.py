@@ -32,8 +32,8 @@ from PIL import Image
 from benchmarks.machine import describe
 from service.bundle import DEFAULT, Bundle
 from service.images import Limits, View, prepare
+from tests.data import dataset
 
-PHOTOS = Path(__file__).parents[1] / ".cache/data/photos"
 RESULT = Path(__file__).parent / "results" / "serving.json"
 CONNECTIONS = 16
 IMAGES = 1024
@@ -131,7 +131,7 @@ def gateway(bundle: Path) -> Iterator[int]:
 
 
 def main() -> None:
-    images = jpegs(Path(sys.argv[1]) if len(sys.argv) > 1 else PHOTOS)
+    images = jpegs(Path(sys.argv[1]) if len(sys.argv) > 1 else dataset("photos"))
     bundle = Bundle.load(DEFAULT)
     loops = {batch: bare_loop(bundle, batch) for batch in BARE_BATCHES}
     rounds = []
