@@ -46,8 +46,8 @@ class InputSpec(_Frozen):
     crop: int = Field(gt=0)
     multiple: int = Field(gt=0)
     interpolation: Literal["bicubic"] = "bicubic"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     @model_validator(mode="after")
     def _the_crop_fits(self) -> InputSpec:
@@ -95,6 +95,12 @@ class Manifest(_Frozen):
     evaluation: tuple[Evaluation, ...] = ()
     licence: str
     files: dict[str, str]
+
+    @model_validator(mode="after")
+    def _takes_rgb(self) -> Manifest:
+        if not len(self.input.mean) == len(self.input.std) == 3:
+            raise ValueError("input.mean and input.std must have three numbers: images are RGB")
+        return self
 
     @cached_property
     def digest(self) -> str:

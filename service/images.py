@@ -113,10 +113,14 @@ def prepare(data: bytes, spec: InputSpec, view: View, limits: Limits) -> NDArray
         _check_pixels(_header_pixels(image), limits)
         _check_scans(image, data)
         _plan(image.size, spec, view, limits)
-        image = _opaque(_upright(image))
-        plan = _plan(image.size, spec, view, limits)
-        image = image.resize(plan.size, Image.Resampling.BICUBIC).crop(plan.box)
+        image = fit(_opaque(_upright(image)), spec, view, limits)
         return np.asarray(image.convert("RGB"))
+
+
+def fit(image: Image.Image, spec: InputSpec, view: View, limits: Limits) -> Image.Image:
+    """Resize and crop a decoded picture, as `prepare` does, which tells what is refused."""
+    plan = _plan(image.size, spec, view, limits)
+    return image.resize(plan.size, Image.Resampling.BICUBIC).crop(plan.box)
 
 
 def _plan(size: tuple[int, int], spec: InputSpec, view: View, limits: Limits) -> _Plan:

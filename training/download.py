@@ -80,8 +80,8 @@ def fetch(
     if parts.scheme not in ("http", "https") or len(where) == 1 or {"", ".", ".."} & {*where}:
         known = ", ".join(PUBLISHED)
         raise DownloadError(f"{source!r} is no address of a file and no name; known: {known}")
-    if expected is not None and not re.fullmatch("[0-9a-fA-F]{64}", expected):
-        raise DownloadError(f"{expected!r} is no sha256: that is 64 hex digits")
+    if expected is not None:
+        _check_form(expected)
     path = folder.joinpath(*where)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +100,36 @@ def fetch(
         _record(path).write_text(f"{digest}  {path.name}\n")
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(f"{url}: {error}") from error
+    return path
+
+
+def obtain(
+    source: str,
+    folder: Path,
+    *,
+    expected: str | None = None,
+    report: Callable[[int, int | None], None] = lambda done, total: None,
+) -> Path:
+    """A file or folder of this machine as it stands, and everything else by `fetch`.
+
+    Args:
+        source: A path that exists, a name in `PUBLISHED`, or an http or https address.
+        folder: Where fetched files are kept.
+        expected: The file's sha256, where it is known.
+        report: Told of the bytes that are there and of all there will be, if the server says.
+
+    Raises:
+        DownloadError: As `fetch` does; or the file is not the right one, or a folder, of which
+            there is no sha256.
+    """
+    path = Path(source)
+    if not path.exists():
+        return fetch(source, folder, expected=expected, report=report)
+    if expected is not None:
+        if path.is_dir():
+            raise DownloadError(f"{path} is a folder and has no sha256; name the file in it")
+        _check_form(expected)
+        _hold_against(path, sha256(path), "you expect", expected)
     return path
 
 
@@ -131,9 +161,19 @@ def _check(file: Path, path: Path, expected: str | None) -> str:
         ("its name says", in_name and in_name[1]),
         ("when it was first fetched it was", recorded(path)),
     ):
-        if digits is not None and not digest.startswith(digits.lower()):
-            raise DownloadError(f"{path}: the sha256 is {digest}, but {who} {digits}")
+        if digits is not None:
+            _hold_against(path, digest, who, digits)
     return digest
+
+
+def _check_form(expected: str) -> None:
+    if not re.fullmatch("[0-9a-fA-F]{64}", expected):
+        raise DownloadError(f"{expected!r} is no sha256: that is 64 hex digits")
+
+
+def _hold_against(path: Path, digest: str, who: str, digits: str) -> None:
+    if not digest.startswith(digits.lower()):
+        raise DownloadError(f"{path}: the sha256 is {digest}, but {who} {digits}")
 
 
 def _transfer(url: str, part: Path, limit: int, report: Callable[[int, int | None], None]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from training import download
-from training.download import PUBLISHED, DownloadError, fetch, recorded
+from training.download import PUBLISHED, DownloadError, fetch, obtain, recorded
 
 BODY = np.random.default_rng(0).bytes(300_000)
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -248,6 +248,32 @@ def test_two_models_of_one_file_name_are_kept_apart(server, tmp_path):
 def test_what_is_neither_name_nor_address_is_answered_with_the_names(source, tmp_path):
     with pytest.raises(DownloadError, match="known: dino_vits16, dino_vits8, dino_vitb16"):
         fetch(source, tmp_path)
+
+
+def test_a_file_of_this_machine_is_taken_where_it_is(tmp_path):
+    path = tmp_path / "weights-deadbeef.pth"
+    path.write_bytes(BODY)
+    assert obtain(str(path), tmp_path / "cache") == path
+    assert obtain(str(path), tmp_path / "cache", expected=DIGEST.upper()) == path
+    assert names(tmp_path) == ["weights-deadbeef.pth"]
+    with pytest.raises(DownloadError, match=f"{DIGEST}, but you expect {'0' * 64}"):
+        obtain(str(path), tmp_path / "cache", expected="0" * 64)
+    with pytest.raises(DownloadError, match="64 hex digits"):
+        obtain(str(path), tmp_path / "cache", expected=DIGEST[:8])
+
+
+def test_a_folder_has_no_sum(tmp_path):
+    assert obtain(str(tmp_path), tmp_path / "cache") == tmp_path
+    with pytest.raises(DownloadError, match="is a folder and has no sha256; name the file in it"):
+        obtain(str(tmp_path), tmp_path / "cache", expected=DIGEST)
+
+
+def test_what_is_not_on_this_machine_is_fetched_and_summed_once(server, tmp_path, monkeypatch):
+    sums = []
+    monkeypatch.setattr(download, "sha256", lambda path: sums.append(path) or DIGEST)
+    path = obtain(server.url(), tmp_path, expected=DIGEST)
+    assert path.read_bytes() == BODY
+    assert len(sums) == 1
 
 
 def test_the_names_of_the_published_models():

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from service.bundle import (
@@ -15,14 +16,17 @@ from service.bundle import (
     MANIFEST,
     AttentionSpec,
     Bundle,
+    BundleError,
     Evaluation,
     InputSpec,
     Manifest,
     sha256,
 )
-from training.models.vit import VisionTransformer
+from training.data.pixels import MEAN, STD
+from training.models.backbone import Backbone
 
 OPSET = 20
+COLOURS = 3
 OUTPUTS = ("embedding", "patches", "attention")
 
 
@@ -32,7 +36,7 @@ class Graph(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: VisionTransformer, spec: InputSpec) -> None:
+    def __init__(self, backbone: Backbone, spec: InputSpec) -> None:
         super().__init__()
         self.backbone = backbone
         self.register_buffer("mean", 255.0 * torch.tensor(spec.mean).view(3, 1, 1))
@@ -44,7 +48,30 @@ class Graph(nn.Module):
         return tuple(self.backbone.features(normalised))  # type: ignore[return-value]
 
 
-def write_graph(backbone: VisionTransformer, spec: InputSpec, path: Path) -> None:
+def input_spec(
+    backbone: Backbone,
+    size: int,
+    mean: tuple[float, ...] = MEAN,
+    std: tuple[float, ...] = STD,
+) -> InputSpec:
+    """The published evaluation's input at any size: short side over crop are 256 over 224.
+
+    Args:
+        backbone: The model.
+        size: Side of the centre crop in pixels.
+        mean: Of each channel of the training images, in [0, 1].
+        std: Their deviation.
+
+    Raises:
+        BundleError: The size is no positive multiple of the model's patch.
+    """
+    if size <= 0 or size % backbone.patch_size:
+        raise BundleError(f"size {size} is no positive multiple of {backbone.patch_size} px")
+    resize = round(size * 256 / 224)
+    return InputSpec(resize=resize, crop=size, multiple=backbone.patch_size, mean=mean, std=std)
+
+
+def write_graph(backbone: Backbone, spec: InputSpec, path: Path) -> None:
     """Export the graph with free batch, height and width."""
     graph = Graph(backbone, spec).eval()
     # Unequal sides: the tracer must not take height and width for one number.
@@ -74,7 +101,7 @@ def write_graph(backbone: VisionTransformer, spec: InputSpec, path: Path) -> Non
 
 def write_bundle(
     folder: Path,
-    backbone: VisionTransformer,
+    backbone: Backbone,
     *,
     name: str,
     architecture: str,
@@ -94,22 +121,40 @@ def write_bundle(
         training: Recipe and data.
         evaluation: Measured figures with their commands.
         licence: Of the weights.
+
+    Raises:
+        BundleError: The model does not take RGB, the input's sides need not be whole patches, or
+            a field of the card is not valid; nothing is written then.
     """
+    if backbone.channels != COLOURS:
+        raise BundleError(
+            f"the model takes {backbone.channels} channels, but a bundle serves RGB; train with 3"
+        )
+    if spec.multiple % backbone.patch_size:
+        raise BundleError(
+            f"input.multiple is {spec.multiple}, which is no multiple of the model's patch, "
+            f"{backbone.patch_size} px"
+        )
+    try:
+        card = Manifest(
+            name=name,
+            architecture=architecture,
+            patch_size=backbone.patch_size,
+            dim=backbone.dim,
+            heads=backbone.heads,
+            prefix_tokens=backbone.prefix_tokens,
+            input=spec,
+            attention=AttentionSpec(query=backbone.query, layer=backbone.depth - 1),
+            training=training,
+            evaluation=evaluation,
+            licence=licence,
+            files={},
+        )
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, e['loc'])) or 'card'}: {e['msg']}" for e in error.errors())
+        raise BundleError(f"no bundle can be written: {'; '.join(faults)}") from None
     folder.mkdir(parents=True, exist_ok=True)
     write_graph(backbone, spec, folder / GRAPH)
-    manifest = Manifest(
-        name=name,
-        architecture=architecture,
-        patch_size=backbone.patch_size,
-        dim=backbone.dim,
-        heads=backbone.heads,
-        prefix_tokens=backbone.prefix_tokens,
-        input=spec,
-        attention=AttentionSpec(query="cls", layer=len(backbone.blocks) - 1),
-        training=training,
-        evaluation=evaluation,
-        licence=licence,
-        files={GRAPH: sha256(folder / GRAPH)},
-    )
+    manifest = card.model_copy(update={"files": {GRAPH: sha256(folder / GRAPH)}})
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return Bundle.load(folder)

@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from training.checkpoint import CheckpointError, load
+from training.models.backbone import Backbone
 from training.models.layouts import Weights, official
-from training.models.shapes import Backbone, fitting, some
+from training.models.shapes import fitting, some
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 WRAPPERS = ("teacher", "state_dict", "model")
-USELESS = r"(?:head|head_dense|classifier|pooler|fc)\.|mask_token$"
+USELESS = r"(?:head|head_dense|classifier|pooler|fc)\.|mask_token$|.*\.attn_mask$"
 DERIVED = r"relative_position_index$|num_batches_tracked$"
 FOREIGN = {
     "a Swin transformer in Hugging Face's layout": r"encoder\.layers\.\d+\.blocks\.",

@@ -1,4 +1,4 @@
-"""The projection head that DINO trains through and throws away."""
+"""The heads that a network is trained through and that are then thrown away."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.models.vit import init_linear
+from training.models.layers import init_linear
+
+
+class Head(nn.Module):
+    """Embedding [..., dim] -> projection [..., width].
+
+    Attributes:
+        predictor: What the student alone has in front of its output; the identity otherwise.
+    """
+
+    predictor: nn.Module
 
 
 class Prototypes(nn.Module):
@@ -19,12 +29,14 @@ class Prototypes(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(count, 1), requires_grad=train_norm)
 
     def forward(self, features: Tensor) -> Tensor:
-        """[batch, dim] -> [batch, count]."""
-        return F.linear(features, self.weight_g * F.normalize(self.weight_v, dim=1))
+        """[..., dim] -> [..., count]."""
+        # One kernel forward and one back: it is a sixth of a step where K = 65,536.
+        weight = torch._weight_norm(self.weight_v, self.weight_g, 0)
+        return F.linear(features, weight)
 
 
-class DINOHead(nn.Module):
-    """Three linear layers, an L2 norm and the prototypes (the paper's section 3.1).
+class DINOHead(Head):
+    """Three linear layers, an L2 norm and the prototypes (Caron et al., 2021, section 3.1).
 
     Args:
         dim: Width of the backbone's embedding.
@@ -34,6 +46,8 @@ class DINOHead(nn.Module):
         norm_last_layer: Keep the prototypes at unit norm; steadier, a little worse for ViT-S.
         batch_norm: Normalise the hidden layers over the batch (the published code's
             `use_bn_in_head`): a short run leaves the uniform start sooner.
+        predictor: Put BYOL's predictor between the last hidden layer and the norm. The paper
+            (Table 7, row 6) does not say where; behind K = 65,536 outputs it would not fit.
     """
 
     def __init__(
@@ -44,6 +58,7 @@ class DINOHead(nn.Module):
         bottleneck: int = 256,
         norm_last_layer: bool = True,
         batch_norm: bool = False,
+        predictor: bool = False,
     ) -> None:
         super().__init__()
         self.prototypes = prototypes
@@ -51,14 +66,62 @@ class DINOHead(nn.Module):
         for width in (dim, hidden):
             layers.append(nn.Linear(width, hidden))
             if batch_norm:
-                # The batch's own statistics always: a teacher's running ones would lag behind.
-                layers.append(nn.BatchNorm1d(hidden, track_running_stats=False))
+                layers.append(BatchNorm(hidden))
             layers.append(nn.GELU())
         self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         self.mlp.apply(init_linear)
+        self.predictor = two_layers(bottleneck, hidden, bottleneck) if predictor else nn.Identity()
         self.last_layer = Prototypes(bottleneck, prototypes, train_norm=not norm_last_layer)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """[batch, dim] -> logits [batch, prototypes]."""
-        logits: Tensor = self.last_layer(F.normalize(self.mlp(embedding), dim=-1))
+        """[..., dim] -> logits [..., prototypes]."""
+        bottleneck = self.predictor(self.mlp(embedding))
+        logits: Tensor = self.last_layer(F.normalize(bottleneck, dim=-1))
         return logits
+
+
+class ProjectionHead(Head):
+    """Two linear layers, and two more in front of the output for a student that predicts.
+
+    Source: Chen et al., "A Simple Framework for Contrastive Learning" (2020), section 2.1;
+    Grill et al., "Bootstrap Your Own Latent" (2020), section 3.3.
+
+    Args:
+        dim: Width of the backbone's embedding.
+        hidden: Width of the hidden layers.
+        out: Width of the projection.
+        batch_norm: Normalise the hidden layers over the batch; BYOL needs it.
+        predictor: Whether the student has a predictor.
+    """
+
+    def __init__(
+        self, dim: int, hidden: int, out: int, batch_norm: bool, predictor: bool = False
+    ) -> None:
+        super().__init__()
+        self.projector = two_layers(dim, hidden, out, batch_norm)
+        self.predictor = two_layers(out, hidden, out, batch_norm) if predictor else nn.Identity()
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """[..., dim] -> [..., out]."""
+        projection: Tensor = self.predictor(self.projector(embedding))
+        return projection
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over all but the last axis, by the batch's own statistics always.
+
+    A teacher's running ones would lag behind.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, track_running_stats=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., width] -> the same shape."""
+        return super().forward(features.flatten(0, -2)).view_as(features)
+
+
+def two_layers(dim: int, hidden: int, out: int, batch_norm: bool = True) -> nn.Sequential:
+    """A linear layer, batch normalisation, ReLU and a linear layer."""
+    norm = BatchNorm(hidden) if batch_norm else nn.Identity()
+    return nn.Sequential(nn.Linear(dim, hidden), norm, nn.ReLU(), nn.Linear(hidden, out))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.models.vit import Features
+from training.models.backbone import Features, PooledBackbone
 
 WIDTHS = (64, 128, 256, 512)
 TINY = 1e-12
@@ -72,7 +72,7 @@ def short_cut(channels: int, out: int, stride: int) -> nn.Module:
     return nn.Sequential(convolution(channels, out, 1, stride), nn.BatchNorm2d(out))
 
 
-class ResNet(nn.Module):
+class ResNet(PooledBackbone):
     """A residual network for any image size.
 
     Args:
@@ -81,12 +81,9 @@ class ResNet(nn.Module):
         cifar_stem: Start with a 3x3 convolution of stride 1 and no pooling, for images of some
             32 pixels (Chen et al., "A Simple Framework for Contrastive Learning", 2020, B.9).
         channels: Number of colour channels.
-
-    Attributes:
-        patch_size: Side in pixels of what one position of the last map stands for.
-        dim: Width of the embedding.
-        heads: Number of attention maps, 1.
     """
+
+    heads = 1
 
     def __init__(
         self,
@@ -98,7 +95,8 @@ class ResNet(nn.Module):
         super().__init__()
         self.patch_size = 8 if cifar_stem else 32
         self.dim = WIDTHS[-1] * block.expansion
-        self.heads = 1
+        self.depth = sum(depths)
+        self.channels = channels
         self.conv1 = convolution(channels, 64, 3) if cifar_stem else convolution(channels, 64, 7, 2)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.Identity() if cifar_stem else nn.MaxPool2d(3, stride=2, padding=1)
@@ -110,28 +108,15 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def _maps(self, images: Tensor) -> Tensor:
-        """The last layer's map, [batch, rows, columns, dim]."""
+    def patches(self, images: Tensor) -> Tensor:
+        """Normalised images, [batch, channels, height, width] -> the last layer's map.
+
+        It is [batch, rows, columns, dim].
+        """
         maps = self.maxpool(F.relu(self.bn1(self.conv1(images))))
         maps = self.layer4(self.layer3(self.layer2(self.layer1(maps))))
         positions: Tensor = maps.permute(0, 2, 3, 1)
         return positions
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images, [batch, channels, height, width] -> embedding [batch, dim]."""
-        return self._maps(images).mean(dim=(1, 2))
-
-    def regions(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What EsViT's two losses compare.
-
-        Args:
-            images: Normalised images, [batch, channels, height, width].
-
-        Returns:
-            The embedding, [batch, dim], and the positions it is the mean of, [batch, n, dim].
-        """
-        positions = self._maps(images).flatten(1, 2)
-        return positions.mean(dim=1), positions
 
     def features(self, images: Tensor) -> Features:
         """Normalised images, [batch, channels, height, width] -> all that the model says.
@@ -143,7 +128,7 @@ class ResNet(nn.Module):
         class, or the decomposition of Stylianou et al., "Visualizing Deep Similarity Networks"
         (2019), of an image's similarity to itself.
         """
-        patches = self._maps(images)
+        patches = self.patches(images)
         embedding = patches.mean(dim=(1, 2))
         shares = (patches * embedding[:, None, None]).sum(dim=3)
         total = shares.sum(dim=(1, 2), keepdim=True).clamp_min(TINY)
@@ -163,8 +148,8 @@ def layer(
     return nn.Sequential(first, *(block(out, width, 1) for _ in range(depth - 1)))
 
 
-def resnet(architecture: str) -> ResNet:
+def resnet(architecture: str, channels: int = 3) -> ResNet:
     """Build `resnet50`, or `resnet18`, which has the stem for small images."""
     if architecture == "resnet18":
-        return ResNet(BasicBlock, (2, 2, 2, 2), cifar_stem=True)
-    return ResNet(Bottleneck, (3, 4, 6, 3))
+        return ResNet(BasicBlock, (2, 2, 2, 2), cifar_stem=True, channels=channels)
+    return ResNet(Bottleneck, (3, 4, 6, 3), channels=channels)

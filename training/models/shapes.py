@@ -9,12 +9,11 @@ from math import isqrt
 from torch import Tensor
 
 from training.models import swin, vit
+from training.models.backbone import Backbone
 from training.models.layouts import Weights
 from training.models.resnet import BasicBlock, Bottleneck, ResNet
 from training.models.swin import SwinTransformer
 from training.models.vit import VisionTransformer
-
-Backbone = VisionTransformer | SwinTransformer | ResNet
 
 HEAD_DIM = 64
 PATCHES = "patch_embed.proj.weight"

@@ -13,16 +13,22 @@ Source: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shi
 
 from __future__ import annotations
 
-import functools
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.models.vit import EPS, INIT_STD, MLP, Features, PatchEmbed, init_linear
+from training.models.backbone import Features, PooledBackbone
+from training.models.drop_path import DropPath, growing_rates
+from training.models.layers import EPS, MLP, PatchEmbed, init_linear
+from training.models.windows import (
+    WindowAttention,
+    multiples,
+    pad,
+    partition,
+    shift_mask,
+    unpartition,
+)
 
 PATCH = 4
-MASKED = -100.0
 
 
 class NormedPatchEmbed(PatchEmbed):
@@ -56,54 +62,6 @@ class PatchMerging(nn.Module):
         return merged
 
 
-class WindowAttention(nn.Module):
-    """Multi-head self-attention within each window, biased by relative position."""
-
-    relative_position_index: Tensor
-
-    def __init__(self, dim: int, heads: int, window: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.scale: float = (dim // heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-        table = torch.zeros((2 * window - 1) ** 2, heads)
-        self.relative_position_bias_table = nn.Parameter(table)
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=INIT_STD)
-        # Persistent although it follows from the window: the published checkpoints hold it.
-        self.register_buffer("relative_position_index", relative_positions(window))
-
-    def _split(self, windows: Tensor) -> tuple[Tensor, ...]:
-        """Query, key and value, each [batch, windows, heads, n, dim / heads]."""
-        split: Tensor = self.qkv(windows).unflatten(3, (3, self.heads, -1))
-        return split.permute(3, 0, 1, 4, 2, 5).unbind(0)
-
-    def _weights(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-        scores = (self.scale * query) @ key.transpose(-2, -1)
-        bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
-        if mask is not None:
-            bias = bias + mask
-        scores = scores + bias.to(scores.dtype)
-        return scores.softmax(dim=-1, dtype=scores.dtype)
-
-    def weights(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """The attention itself, [batch, windows, heads, n, n], the queries before the keys."""
-        query, key, _ = self._split(windows)
-        return self._weights(query, key, mask)
-
-    def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """Every token attends to every token of its window.
-
-        Args:
-            windows: Tokens, [batch, windows, n, dim].
-            mask: Added to the scores, [windows, 1, n, n].
-        """
-        query, key, value = self._split(windows)
-        attended = self._weights(query, key, mask) @ value
-        merged: Tensor = self.proj(attended.transpose(2, 3).flatten(3))
-        return merged
-
-
 class Block(nn.Module):
     """A pre-norm block with stochastic depth; with a shift its windows cut the map elsewhere."""
 
@@ -113,19 +71,11 @@ class Block(nn.Module):
         super().__init__()
         self.window = window
         self.shift = shift
-        self.drop_path = drop_path
+        self.drop_path = DropPath(drop_path)
         self.norm1 = nn.LayerNorm(dim, eps=EPS)
         self.attn = WindowAttention(dim, heads, window)
         self.norm2 = nn.LayerNorm(dim, eps=EPS)
         self.mlp = MLP(dim, int(dim * mlp_ratio))
-
-    def _drop(self, residual: Tensor) -> Tensor:
-        """Leave the residual of some samples out (Huang et al., 2016), scaling the others up."""
-        if not self.training or self.drop_path == 0.0:
-            return residual
-        keep = 1.0 - self.drop_path
-        kept = residual.new_empty(residual.shape[0], 1, 1, 1).bernoulli_(keep)
-        return residual * kept / keep
 
     def _cut(self, maps: Tensor) -> Tensor:
         """[batch, rows, columns, c] -> [batch, windows, n, c], padded and shifted."""
@@ -136,7 +86,8 @@ class Block(nn.Module):
 
     def _paste(self, windows: Tensor, rows: int, columns: int) -> Tensor:
         """The inverse of `_cut`, [batch, rows, columns, c]."""
-        maps = unpartition(windows, self.window, -(-columns // self.window))
+        down, across = (multiples(side, self.window) for side in (rows, columns))
+        maps = unpartition(windows, self.window, down, across)
         if self.shift:
             maps = maps.roll((self.shift, self.shift), dims=(1, 2))
         return maps[:, :rows, :columns]
@@ -144,7 +95,7 @@ class Block(nn.Module):
     def _mask(self, tokens: Tensor) -> Tensor | None:
         if self.shift == 0:
             return None
-        rows, columns = (-(-side // self.window) for side in tokens.shape[1:3])
+        rows, columns = (multiples(side, self.window) for side in tokens.shape[1:3])
         # A tensor that is made while a graph is traced must not outlive the trace.
         make = shift_mask.__wrapped__ if torch.compiler.is_compiling() else shift_mask
         return make(rows, columns, self.window, self.shift, tokens.device)
@@ -152,8 +103,9 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """[batch, rows, columns, dim] -> the same shape."""
         attended = self.attn(self._cut(self.norm1(tokens)), self._mask(tokens))
-        tokens = tokens + self._drop(self._paste(attended, *tokens.shape[1:3]))
-        return tokens + self._drop(self.mlp(self.norm2(tokens)))
+        tokens = tokens + self.drop_path(self._paste(attended, *tokens.shape[1:3]))
+        finished: Tensor = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        return finished
 
     def attention(self, tokens: Tensor) -> Tensor:
         """The mean attention from every token of the map to each, [batch, heads, rows, columns].
@@ -205,7 +157,7 @@ class Stage(nn.Module):
         return last(tokens), last.attention(tokens)
 
 
-class SwinTransformer(nn.Module):
+class SwinTransformer(PooledBackbone):
     """A Swin transformer for any image size.
 
     A stage's window is `window`, or the side of its map at `image_size` where that is smaller; a
@@ -220,11 +172,6 @@ class SwinTransformer(nn.Module):
         mlp_ratio: Hidden width of the MLP over that of a token.
         drop_path: Stochastic depth of the last block; it grows linearly from 0 at the first.
         channels: Number of colour channels.
-
-    Attributes:
-        patch_size: Side in pixels of what one token of the last stage stands for.
-        dim: Width of the embedding.
-        heads: Attention heads of the last stage.
     """
 
     def __init__(
@@ -243,8 +190,10 @@ class SwinTransformer(nn.Module):
         self.patch_size = PATCH * 2**last
         self.dim = dim * 2**last
         self.heads = heads[-1]
+        self.depth = sum(depths)
+        self.channels = channels
         self.patch_embed = NormedPatchEmbed(channels, dim)
-        rates = [drop_path * i / (sum(depths) - 1) for i in range(sum(depths))]
+        rates = growing_rates(drop_path, self.depth)
         self.layers = nn.ModuleList()
         for i, depth in enumerate(depths):
             side = -(-image_size // (PATCH * 2**i))
@@ -261,29 +210,37 @@ class SwinTransformer(nn.Module):
         self.norm = nn.LayerNorm(self.dim, eps=EPS)
         self.apply(init_linear)
 
-    def _tokens(self, images: Tensor) -> Tensor:
-        """The normed tokens of the last stage, [batch, rows, columns, dim]."""
+    def patches(self, images: Tensor) -> Tensor:
+        """Normalised images, [batch, channels, height, width] -> the last stage's normed tokens.
+
+        They are [batch, rows, columns, dim], a token for each 32 x 32 pixels or part of them.
+        """
         tokens = self.patch_embed(images)
         for stage in self.layers:
             tokens = stage(tokens)
         normed: Tensor = self.norm(tokens)
         return normed
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Normalised images, [batch, channels, height, width] -> embedding [batch, dim]."""
-        return self._tokens(images).mean(dim=(1, 2))
-
-    def regions(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """What EsViT's two losses compare.
+    def last_blocks(self, images: Tensor, count: int) -> Tensor:
+        """The pooled tokens of the last blocks, which EsViT's linear evaluation sees.
 
         Args:
             images: Normalised images, [batch, channels, height, width].
+            count: Number of blocks; 4 in EsViT.
 
         Returns:
-            The embedding, [batch, dim], and the tokens it is the mean of, [batch, n, dim].
+            The mean token of each block, normed before the mean in the last stage only, in the
+            order of the blocks; for the last 4 of Swin-T [batch, 2 * 384 + 2 * 768].
         """
-        tokens = self._tokens(images).flatten(1, 2)
-        return tokens.mean(dim=1), tokens
+        tokens = self.patch_embed(images)
+        seen = []
+        for stage in self.layers:
+            assert isinstance(stage, Stage)
+            for block in stage.blocks:
+                tokens = block(tokens)
+                seen.append(self.norm(tokens) if stage is self.layers[-1] else tokens)
+            tokens = stage.downsample(tokens)
+        return torch.cat([tokens.mean(dim=(1, 2)) for tokens in seen[-count:]], dim=1)
 
     def features(self, images: Tensor) -> Features:
         """Normalised images, [batch, channels, height, width] -> all that the model says.
@@ -301,57 +258,6 @@ class SwinTransformer(nn.Module):
         return Features(patches.mean(dim=(1, 2)), patches, attention)
 
 
-def pad(maps: Tensor, multiple: int) -> Tensor:
-    """Zeros on the right and at the bottom of [batch, rows, columns, c], up to a multiple."""
-    bottom, right = (-side % multiple for side in maps.shape[1:3])
-    if bottom == right == 0:
-        return maps
-    return F.pad(maps, (0, 0, 0, right, 0, bottom))
-
-
-def partition(maps: Tensor, window: int) -> Tensor:
-    """[batch, rows, columns, c] -> [batch, windows, window * window, c]."""
-    tiles: Tensor = maps.unflatten(2, (-1, window)).unflatten(1, (-1, window))
-    return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-
-def unpartition(windows: Tensor, window: int, across: int) -> Tensor:
-    """The inverse of `partition`, with `across` windows side by side."""
-    tiles: Tensor = windows.unflatten(2, (window, window)).unflatten(1, (-1, across))
-    return tiles.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-
-def relative_positions(window: int) -> Tensor:
-    """The row of the bias table for each query and key of a window, [n, n]."""
-    index = torch.arange(window * window)
-    row, column = index // window, index % window
-    down = row[:, None] - row + window - 1
-    across = column[:, None] - column + window - 1
-    return down * (2 * window - 1) + across
-
-
-@functools.lru_cache(maxsize=64)
-def shift_mask(down: int, across: int, window: int, shift: int, device: torch.device) -> Tensor:
-    """What keeps tokens apart that a shift has brought together from opposite edges.
-
-    Args:
-        down: Windows below each other.
-        across: Windows side by side.
-        window: Side of a window.
-        shift: Tokens that the map was rolled by, up and to the left.
-        device: Where the mask is needed.
-
-    Returns:
-        0 or -100 for each window, query and key, [windows, 1, n, n].
-    """
-    rolled_rows = torch.arange(down * window, device=device) >= down * window - shift
-    rolled_columns = torch.arange(across * window, device=device) >= across * window - shift
-    origin = 2 * rolled_rows[:, None] + rolled_columns.long()
-    origin = partition(origin[None, :, :, None], window).squeeze(0)
-    apart = origin != origin.transpose(1, 2)
-    return (MASKED * apart).unsqueeze(1)
-
-
 SIZES = {
     "swin_tiny": (96, (2, 2, 6, 2), (3, 6, 12, 24)),
     "swin_small": (96, (2, 2, 18, 2), (3, 6, 12, 24)),
@@ -360,8 +266,14 @@ SIZES = {
 
 
 def swin(
-    architecture: str, window: int = 7, image_size: int = 224, drop_path: float = 0.0
+    architecture: str,
+    window: int = 7,
+    image_size: int = 224,
+    drop_path: float = 0.0,
+    channels: int = 3,
 ) -> SwinTransformer:
     """Build one of EsViT's transformers, `swin_tiny`, `swin_small` or `swin_base`."""
     dim, depths, heads = SIZES[architecture]
-    return SwinTransformer(dim, depths, heads, window, image_size, drop_path=drop_path)
+    return SwinTransformer(
+        dim, depths, heads, window, image_size, drop_path=drop_path, channels=channels
+    )

@@ -12,107 +12,16 @@ Need Registers" (2024).
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-EPS = 1e-6
-INIT_STD = 0.02
+from training.models.attention import Attention
+from training.models.backbone import Backbone, Features
+from training.models.drop_path import DropPath, growing_rates
+from training.models.layers import EPS, INIT_STD, MLP, PatchEmbed, init_linear
+from training.models.positions import antialiased_weights, bicubic_weights
+
 INIT_LAYER_SCALE = 1e-5
-SHORT_SEQUENCE = 256
-
-
-class Features(NamedTuple):
-    """What a backbone says about a batch of images.
-
-    Attributes:
-        embedding: The normed CLS token, [batch, dim].
-        patches: The normed patch tokens, [batch, rows, columns, dim].
-        attention: The last layer's attention from CLS to each patch,
-            [batch, heads, rows, columns]; with CLS's attention to itself it would sum to one.
-    """
-
-    embedding: Tensor
-    patches: Tensor
-    attention: Tensor
-
-
-class PatchEmbed(nn.Module):
-    """Cuts an image into patches and projects each to a token."""
-
-    def __init__(self, patch_size: int, channels: int, dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, dim, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """[batch, channels, height, width] -> [batch, rows, columns, dim]."""
-        tokens: Tensor = self.proj(images)
-        return tokens.permute(0, 2, 3, 1)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention whose queries may be some of the tokens only."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.scale: float = (dim // heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def _split(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """[batch, n, parts * dim] -> parts of [batch, heads, n, dim / heads]."""
-        split: Tensor = projected.unflatten(2, (parts, self.heads, -1))
-        return split.permute(2, 0, 3, 1, 4).unbind(0)
-
-    def merge(self, attended: Tensor) -> Tensor:
-        """[batch, heads, n, dim / heads] -> [batch, n, dim]."""
-        merged: Tensor = self.proj(attended.transpose(1, 2).flatten(2))
-        return merged
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Every token attends to every token."""
-        query, key, value = self._split(self.qkv(tokens), 3)
-        return self.merge(self.attend(query, key, value))
-
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention-weighted values, [batch, heads, queries, dim / heads]."""
-        # On a CPU the backward pass of torch's fused attention takes five times as long as that
-        # of two plain products at the short sequences of small crops.
-        if key.is_cpu and key.requires_grad and key.shape[2] <= SHORT_SEQUENCE:
-            return self.weights(query, key) @ value
-        return F.scaled_dot_product_attention(query, key, value)
-
-    def keys_and_values(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """Project the tokens that are attended to."""
-        dim = tokens.shape[-1]
-        return self._split(F.linear(tokens, self.qkv.weight[dim:], self.qkv.bias[dim:]), 2)
-
-    def queries(self, tokens: Tensor) -> Tensor:
-        """Project the tokens that attend."""
-        dim = tokens.shape[-1]
-        return self._split(F.linear(tokens, self.qkv.weight[:dim], self.qkv.bias[:dim]), 1)[0]
-
-    def weights(self, query: Tensor, key: Tensor) -> Tensor:
-        """The attention itself, [batch, heads, queries, tokens]; meant for few of either."""
-        scores = (self.scale * query) @ key.transpose(-2, -1)
-        return scores.softmax(dim=-1, dtype=scores.dtype)
-
-
-class MLP(nn.Module):
-    """The block's second half: two linear layers with a GELU between them."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[..., dim] -> [..., dim]."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
-        return out
 
 
 class LayerScale(nn.Module):
@@ -140,19 +49,12 @@ class Block(nn.Module):
         self.mlp = MLP(dim, int(dim * mlp_ratio))
         self.ls1 = LayerScale(dim) if layer_scale else nn.Identity()
         self.ls2 = LayerScale(dim) if layer_scale else nn.Identity()
-        self.drop_path = drop_path
-
-    def _drop(self, residual: Tensor) -> Tensor:
-        """Leave the residual of some samples out (Huang et al., 2016), scaling the others up."""
-        if not self.training or self.drop_path == 0.0:
-            return residual
-        keep = 1.0 - self.drop_path
-        kept = residual.new_empty(residual.shape[0], 1, 1).bernoulli_(keep)
-        return residual * kept / keep
+        self.drop_path = DropPath(drop_path)
 
     def _finish(self, tokens: Tensor, attended: Tensor) -> Tensor:
-        tokens = tokens + self._drop(self.ls1(attended))
-        return tokens + self._drop(self.ls2(self.mlp(self.norm2(tokens))))
+        tokens = tokens + self.drop_path(self.ls1(attended))
+        finished: Tensor = tokens + self.drop_path(self.ls2(self.mlp(self.norm2(tokens))))
+        return finished
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[batch, n, dim] -> [batch, n, dim]."""
@@ -179,7 +81,7 @@ class Block(nn.Module):
         return self._finish(tokens[:, prefix:], attended)
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Backbone):
     """A ViT for any image size that the patch divides.
 
     Args:
@@ -193,10 +95,9 @@ class VisionTransformer(nn.Module):
         channels: Number of colour channels.
         layer_scale: Scale every residual by a learnt vector, as DINOv2 does.
         registers: Number of register tokens, which take part in attention and leave no output.
-
-    Attributes:
-        prefix_tokens: Number of tokens in front of the patches: CLS and the registers.
     """
+
+    query = "cls"
 
     def __init__(
         self,
@@ -215,12 +116,14 @@ class VisionTransformer(nn.Module):
         self.patch_size = patch_size
         self.dim = dim
         self.heads = heads
+        self.depth = depth
+        self.channels = channels
         self.prefix_tokens = 1 + registers
         self.grid = image_size // patch_size
         self.patch_embed = PatchEmbed(patch_size, channels, dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, dim))
-        rates = torch.linspace(0.0, drop_path, depth).tolist()
+        rates = growing_rates(drop_path, depth)
         self.blocks = nn.ModuleList(
             Block(dim, heads, mlp_ratio, rate, layer_scale) for rate in rates
         )
@@ -272,6 +175,31 @@ class VisionTransformer(nn.Module):
         embedding: Tensor = self.norm(cls.squeeze(1))
         return embedding
 
+    def regions(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The normed CLS token, [batch, dim], and the normed patch tokens, [batch, n, dim]."""
+        tokens, _, _ = self._embed(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        normed = self.norm(tokens)
+        return normed[:, 0], normed[:, self.prefix_tokens :]
+
+    def last_blocks(self, images: Tensor, count: int) -> Tensor:
+        """The normed CLS tokens of the last blocks, which DINO's linear evaluation sees.
+
+        Args:
+            images: Normalised images, [batch, channels, height, width].
+            count: Number of blocks; 4 for ViT-S.
+
+        Returns:
+            The tokens in the order of the blocks, [batch, count * dim].
+        """
+        tokens, _, _ = self._embed(images)
+        seen = []
+        for block in self.blocks:
+            tokens = block(tokens)
+            seen.append(self.norm(tokens[:, 0]))
+        return torch.cat(seen[-count:], dim=1)
+
     def features(self, images: Tensor) -> Features:
         """Normalised images, [batch, channels, height, width] -> all that the model says."""
         tokens, rows, columns = self._body(images)
@@ -290,63 +218,9 @@ class VisionTransformer(nn.Module):
         return block
 
 
-def bicubic_weights(index: Tensor, source: int, off_grid: Tensor) -> Tensor:
-    """Bicubic interpolation from `source` points as a matrix, [len(index), source].
-
-    The kernel is Keys' with a = -0.75, edges are clamped, and the scale is (n + 0.1) / source,
-    the form DINO was trained with and DINOv2 without registers. On the native grid the scale is 1
-    and the matrix the identity.
-
-    Args:
-        index: The points to interpolate at, 0 .. n - 1.
-        source: Number of points that there are.
-        off_grid: Whether the grid is not the native one (a boolean scalar).
-    """
-    scale = (index[-1] + 1 + 0.1 * off_grid) / source
-    position = (index + 0.5) / scale - 0.5
-    base = position.floor()
-    near = position - base
-    taps = torch.arange(-1, 3, dtype=index.dtype, device=index.device)
-    weights = bicubic_kernel((near[:, None] - taps).abs(), a=-0.75)
-    columns = (base[:, None] + taps).clamp(0, source - 1)
-    targets = torch.arange(source, dtype=index.dtype, device=index.device)
-    return (weights[:, :, None] * (columns[:, :, None] == targets)).sum(dim=1)
-
-
-def antialiased_weights(index: Tensor, source: int) -> Tensor:
-    """Bicubic interpolation that filters when it shrinks, as a matrix [len(index), source].
-
-    Keys' kernel with a = -0.5 is stretched by the reduction, points beyond an edge are left out,
-    and the scale is n / source: the form DINOv2 with registers was published with. On the native
-    grid the matrix is the identity.
-
-    Args:
-        index: The points to interpolate at, 0 .. n - 1.
-        source: Number of points that there are.
-    """
-    reduction = source / (index[-1] + 1)
-    points = torch.arange(source, dtype=index.dtype, device=index.device)
-    distance = (points + 0.5 - (index[:, None] + 0.5) * reduction).abs()
-    weights = bicubic_kernel((distance / reduction.clamp(min=1)).clamp(max=2), a=-0.5)
-    return weights / weights.sum(dim=1, keepdim=True)
-
-
-def bicubic_kernel(distance: Tensor, a: float) -> Tensor:
-    """Keys' cubic convolution kernel (1981) for distances from 0 to 2, where it ends at 0."""
-    inner = ((a + 2) * distance - (a + 3)) * distance**2 + 1
-    outer = ((distance - 5) * distance + 8) * distance * a - 4 * a
-    return torch.where(distance <= 1, inner, outer)
-
-
-def init_linear(module: nn.Module) -> None:
-    """DINO's initialisation: linear weights N(0, 0.02), biases 0."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=INIT_STD)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
 SIZES = {
+    "vit_nano": (64, 4, 2),
+    "vit_micro": (128, 6, 4),
     "vit_tiny": (192, 12, 3),
     "vit_small": (384, 12, 6),
     "vit_base": (768, 12, 12),
@@ -355,8 +229,17 @@ SIZES = {
 
 
 def vit(
-    architecture: str, patch_size: int, image_size: int = 224, drop_path: float = 0.0
+    architecture: str,
+    patch_size: int,
+    image_size: int = 224,
+    drop_path: float = 0.0,
+    channels: int = 3,
 ) -> VisionTransformer:
-    """Build a transformer of one of the `SIZES`, from `vit_tiny` to `vit_large`."""
+    """Build a transformer of one of the `SIZES`.
+
+    They are the papers', `vit_tiny` to `vit_large`, and `vit_micro` for images of some 32 pixels.
+    """
     dim, depth, heads = SIZES[architecture]
-    return VisionTransformer(patch_size, dim, depth, heads, image_size, drop_path=drop_path)
+    return VisionTransformer(
+        patch_size, dim, depth, heads, image_size, drop_path=drop_path, channels=channels
+    )

@@ -1,14 +1,10 @@
 """ResNet against an independent implementation with the same weights."""
 
-import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
 from transformers import ResNetConfig, ResNetModel
 
-from service.bundle import InputSpec
-from training.export.onnx import OUTPUTS, Graph, write_graph
 from training.models.resnet import BasicBlock, Bottleneck, ResNet, resnet
 
 DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet18": (2, 2, 2, 2)}
@@ -171,19 +167,3 @@ def test_a_dead_map_has_no_attention():
         embedding, _, attention = model.features(torch.randn(1, 3, 32, 32))
     assert not embedding.any()
     assert not attention.any()
-
-
-def test_one_graph_equals_torch_at_every_size(tmp_path):
-    model = seeded("resnet18")
-    spec = InputSpec(resize=36, crop=32, multiple=model.patch_size)
-    write_graph(model, spec, tmp_path / "model.onnx")
-    session = ort.InferenceSession(tmp_path / "model.onnx")
-    random = np.random.default_rng(0)
-    for batch, height, width in ((1, 32, 32), (3, 64, 40), (2, 8, 96)):
-        images = random.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
-        outputs = session.run(list(OUTPUTS), {"images": images})
-        with torch.no_grad():
-            expected = Graph(model, spec).eval()(torch.from_numpy(images))
-        for output, truth in zip(outputs, expected, strict=True):
-            assert output.shape == truth.shape
-            np.testing.assert_allclose(output, truth.numpy(), atol=1e-4, rtol=0)

@@ -1,16 +1,14 @@
 """The Swin transformer against an independent implementation and against loops over windows."""
 
-import numpy as np
-import onnxruntime as ort
 import pytest
 import torch
 from torch import nn
 from transformers import SwinConfig, SwinModel
 from transformers.models.swin.modeling_swin import SwinRelativePositionBias
 
-from service.bundle import InputSpec
-from training.export.onnx import OPSET, OUTPUTS, Graph
-from training.models.swin import SIZES, Block, SwinTransformer, shift_mask, swin
+from tests.training.models.mapping import swin_names, to_transformers
+from training.models.swin import SIZES, Block, SwinTransformer, swin
+from training.models.windows import shift_mask
 
 TINY_DEPTHS = (2, 2, 2, 2)
 
@@ -56,38 +54,7 @@ def reference(model: SwinTransformer, depths, heads, window: int) -> SwinModel:
                 block.attention.relative_position_bias = SwinRelativePositionBias(
                     heads[i], (side, side)
                 )
-    ours = model.state_dict()
-    theirs = {}
-    for kind in ("weight", "bias"):
-        theirs[f"embeddings.patch_embeddings.projection.{kind}"] = ours[f"patch_embed.proj.{kind}"]
-        theirs[f"embeddings.norm.{kind}"] = ours[f"patch_embed.norm.{kind}"]
-        theirs[f"layernorm.{kind}"] = ours[f"norm.{kind}"]
-    names = {
-        "norm1": "layernorm_before",
-        "norm2": "layernorm_after",
-        "attn.proj": "attention.o_proj",
-        "mlp.fc1": "mlp.fc1",
-        "mlp.fc2": "mlp.fc2",
-    }
-    for i, depth in enumerate(depths):
-        for j in range(depth):
-            our, their = f"layers.{i}.blocks.{j}", f"encoder.layers.{i}.blocks.{j}"
-            for kind in ("weight", "bias"):
-                for our_name, their_name in names.items():
-                    theirs[f"{their}.{their_name}.{kind}"] = ours[f"{our}.{our_name}.{kind}"]
-                parts = ours[f"{our}.attn.qkv.{kind}"].chunk(3)
-                for part, name in zip(parts, ("q_proj", "k_proj", "v_proj"), strict=True):
-                    theirs[f"{their}.attention.{name}.{kind}"] = part
-            table = "relative_position_bias_table"
-            theirs[f"{their}.attention.relative_position_bias.{table}"] = ours[
-                f"{our}.attn.{table}"
-            ]
-        if i < len(depths) - 1:
-            for name in ("norm.weight", "norm.bias", "reduction.weight"):
-                theirs[f"encoder.layers.{i}.downsample.{name}"] = ours[
-                    f"layers.{i}.downsample.{name}"
-                ]
-    other.load_state_dict(theirs)
+    other.load_state_dict(to_transformers(model.state_dict(), swin_names(depths)))
     return other
 
 
@@ -333,40 +300,31 @@ def test_a_mask_made_in_inference_serves_training():
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-def test_stochastic_depth_grows_and_keeps_the_mean():
+def test_stochastic_depth_grows_over_all_stages():
     blocks = [block for stage in small(drop_path=0.7).layers for block in stage.blocks]
-    assert [block.drop_path for block in blocks] == pytest.approx([i / 10 for i in range(8)])
-    residual = torch.ones(8192, 1, 1, 1)
-    dropped = blocks[5].train()._drop(residual)
-    assert set(dropped.unique().tolist()) == {0.0, 2.0}
-    assert dropped.mean().item() == pytest.approx(1.0, abs=0.1)
-    assert torch.equal(blocks[5].eval()._drop(residual), residual)
+    assert [block.drop_path.rate for block in blocks] == pytest.approx([i / 10 for i in range(8)])
 
 
-def test_exports_with_a_free_batch(tmp_path):
-    spec = InputSpec(resize=110, crop=96, multiple=32)
-    torch.manual_seed(0)
-    model = seeded(SwinTransformer(32, TINY_DEPTHS, (1, 2, 4, 8), 7))
-    graph = Graph(model, spec).eval()
-    shift_mask.cache_clear()
-    program = torch.onnx.export(
-        graph,
-        (torch.zeros(2, 96, 128, 3, dtype=torch.uint8),),
-        input_names=["images"],
-        output_names=list(OUTPUTS),
-        dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
-    program.save(tmp_path / "model.onnx")
-    session = ort.InferenceSession(tmp_path / "model.onnx")
-    random = np.random.default_rng(0)
-    for batch in (1, 5):
-        images = random.integers(0, 256, (batch, 96, 128, 3), dtype=np.uint8)
-        outputs = session.run(list(OUTPUTS), {"images": images})
-        with torch.no_grad():
-            expected = graph(torch.from_numpy(images))
-        for output, truth in zip(outputs, expected, strict=True):
-            assert output.shape == truth.shape
-            np.testing.assert_allclose(output, truth.numpy(), atol=1e-4, rtol=0)
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_the_last_blocks_are_pooled_and_normed_in_the_last_stage_only(count):
+    model = seeded(small())
+    other = reference(model, TINY_DEPTHS, (1, 2, 4, 8), 7)
+    outputs = []
+    for stage in other.encoder.layers:
+        for block in stage.blocks:
+            block.register_forward_hook(lambda _, __, out: outputs.append(out))
+    images = torch.randn(2, 3, 224, 160)
+    with torch.no_grad():
+        other(images, always_partition=True)
+        tokens = [out[0] if isinstance(out, tuple) else out for out in outputs]
+        tokens[-2:] = [other.layernorm(last) for last in tokens[-2:]]
+        expected = torch.cat([each.mean(dim=1) for each in tokens[-count:]], dim=1)
+        actual = model.last_blocks(images, count)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    assert len(outputs) == 8
+
+
+def test_esvits_feature_for_linear_evaluation_is_2304_wide():
+    model = swin("swin_tiny").eval()
+    with torch.no_grad():
+        assert model.last_blocks(torch.randn(1, 3, 64, 64), 4).shape == (1, 2304)

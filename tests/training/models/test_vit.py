@@ -5,8 +5,10 @@ import torch
 import torch.nn.functional as F
 from transformers import ViTConfig, ViTModel
 
+from tests.training.models.mapping import to_transformers, vit_names
 from training.models.heads import DINOHead
-from training.models.vit import VisionTransformer, bicubic_weights, vit
+from training.models.positions import bicubic_weights
+from training.models.vit import VisionTransformer, vit
 
 
 def positions_by_torch(model, rows, columns):
@@ -25,7 +27,7 @@ def reference(model: VisionTransformer, height: int, width: int) -> ViTModel:
     """transformers' ViT at a fixed size with our weights."""
     config = ViTConfig(
         hidden_size=model.dim,
-        num_hidden_layers=len(model.blocks),
+        num_hidden_layers=model.depth,
         num_attention_heads=model.heads,
         intermediate_size=4 * model.dim,
         layer_norm_eps=1e-6,
@@ -35,30 +37,9 @@ def reference(model: VisionTransformer, height: int, width: int) -> ViTModel:
     )
     other = ViTModel(config, add_pooling_layer=False).eval()
     rows, columns = height // model.patch_size, width // model.patch_size
-    ours = model.state_dict()
-    theirs = {
-        "embeddings.cls_token": ours["cls_token"],
-        "embeddings.position_embeddings": positions_by_torch(model, rows, columns),
-        "embeddings.patch_embeddings.projection.weight": ours["patch_embed.proj.weight"],
-        "embeddings.patch_embeddings.projection.bias": ours["patch_embed.proj.bias"],
-        "layernorm.weight": ours["norm.weight"],
-        "layernorm.bias": ours["norm.bias"],
-    }
-    names = {
-        "norm1": "layernorm_before",
-        "norm2": "layernorm_after",
-        "attn.proj": "attention.o_proj",
-        "mlp.fc1": "mlp.fc1",
-        "mlp.fc2": "mlp.fc2",
-    }
-    for i in range(len(model.blocks)):
-        for kind in ("weight", "bias"):
-            for our, their in names.items():
-                theirs[f"layers.{i}.{their}.{kind}"] = ours[f"blocks.{i}.{our}.{kind}"]
-            parts = ours[f"blocks.{i}.attn.qkv.{kind}"].chunk(3)
-            for part, name in zip(parts, ("q_proj", "k_proj", "v_proj"), strict=True):
-                theirs[f"layers.{i}.attention.{name}.{kind}"] = part
-    other.load_state_dict(theirs)
+    names = vit_names([f"layers.{i}" for i in range(model.depth)])
+    positions = positions_by_torch(model, rows, columns)
+    other.load_state_dict(to_transformers(model.state_dict() | {"pos_embed": positions}, names))
     return other
 
 
@@ -140,27 +121,78 @@ def test_an_embedding_is_the_same_with_and_without_its_maps():
         assert torch.equal(model(images), model.features(images).embedding)
 
 
+def seeded(model: VisionTransformer) -> VisionTransformer:
+    """No zero bias may hide a mistake."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_regions_are_the_features_from_one_pass(registers):
+    torch.manual_seed(0)
+    model = seeded(VisionTransformer(8, 128, 3, 4, image_size=64, registers=registers))
+    images = torch.randn(3, 3, 32, 64)
+    with torch.no_grad():
+        embedding, tokens = model.regions(images)
+        features = model.features(images)
+    torch.testing.assert_close(embedding, features.embedding, atol=1e-5, rtol=0)
+    torch.testing.assert_close(tokens, features.patches.flatten(1, 2), atol=1e-5, rtol=0)
+
+
+def test_the_last_blocks_are_the_normed_cls_tokens_of_transformers():
+    torch.manual_seed(0)
+    model = seeded(vit("vit_micro", 4, image_size=32))
+    other = reference(model, 32, 32)
+    outputs = []
+    for layer in other.layers:
+        layer.register_forward_hook(lambda _, __, out: outputs.append(out))
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        other(images)
+        expected = [other.layernorm(out)[:, 0] for out in outputs]
+        torch.testing.assert_close(
+            model.last_blocks(images, 4), torch.cat(expected[2:], dim=1), atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(model.last_blocks(images, 1), model(images), atol=1e-5, rtol=0)
+    assert len(outputs) == 6
+
+
+def test_a_micro_transformer_takes_small_grey_images():
+    torch.manual_seed(0)
+    model = seeded(vit("vit_micro", 4, image_size=28, channels=1))
+    features = model.features(torch.randn(2, 1, 28, 28))
+    assert features.embedding.shape == (2, 128)
+    assert features.patches.shape == (2, 7, 7, 128)
+    assert features.attention.shape == (2, 4, 7, 7)
+
+
 def test_gradients_do_not_depend_on_which_attention_ran(monkeypatch):
     torch.manual_seed(0)
     model = vit("vit_tiny", 8, image_size=64)
     images, direction = torch.randn(2, 3, 64, 64), torch.randn(2, 192)
     gradients = []
     for limit in (256, 0):
-        monkeypatch.setattr("training.models.vit.SHORT_SEQUENCE", limit)
+        monkeypatch.setattr("training.models.attention.SHORT_SEQUENCE", limit)
         model.zero_grad()
         (model(images) * direction).sum().backward()
         gradients.append(model.blocks[0].attn.qkv.weight.grad.clone())
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
 
 
-def test_stochastic_depth_keeps_the_mean_and_is_off_in_evaluation():
+def test_stochastic_depth_grows_from_block_to_block():
+    model = vit("vit_micro", 4, drop_path=0.1)
+    rates = [block.drop_path.rate for block in model.blocks]
+    assert rates == pytest.approx([0.0, 0.02, 0.04, 0.06, 0.08, 0.1])
+
+
+def test_a_dropped_block_leaves_the_tokens_as_they_are():
     torch.manual_seed(0)
-    block = vit("vit_tiny", 8, image_size=64, drop_path=0.5).blocks[-1]
-    residual = torch.ones(4096, 1, 1)
-    dropped = block.train()._drop(residual)
-    assert set(dropped.unique().tolist()) == {0.0, 2.0}
-    assert dropped.mean().item() == pytest.approx(1.0, abs=0.1)
-    assert torch.equal(block.eval()._drop(residual), residual)
+    block = vit("vit_micro", 4, drop_path=0.9).blocks[-1].train()
+    tokens = torch.randn(64, 5, 128)
+    same = (block(tokens) == tokens).flatten(1).all(dim=1)
+    assert 32 < same.sum() < 64  # both residuals are dropped for 81 % of the samples
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
