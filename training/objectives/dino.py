@@ -5,129 +5,146 @@ t = teacher(crops[:2])               # [2, batch, K], no gradient
 s = student(crops)                   # [views, batch, K]
 p = softmax((t - C) / tau_t)
 loss = mean over g, v != g of -sum_k p[g] log softmax(s[v] / tau_s)
-C = m_C C + (1 - m_C) mean(t)
 update(student); teacher = m teacher + (1 - m) student
+C = m_C C + (1 - m_C) mean(t)
 """
 
 from __future__ import annotations
 
-import copy
-import itertools
-from typing import NamedTuple
+from collections.abc import Iterator
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.models.backbone import Backbone
 from training.models.heads import DINOHead
-
-GLOBAL_CROPS = 2
-
-
-class Losses(NamedTuple):
-    """The loss, which has a gradient, and the teacher's mean entropy in nats, which tells collapse.
-
-    An entropy near ln K means a uniform teacher, near 0 one that gives every image one answer.
-    """
-
-    loss: Tensor
-    teacher_entropy: Tensor
+from training.objectives.base import (
+    GLOBAL_CROPS,
+    Losses,
+    Moment,
+    Network,
+    Objective,
+    deviation,
+)
+from training.objectives.targets import Centering, SinkhornKnopp
+from training.objectives.teachers import Follows, Teacher
 
 
-class Network(nn.Module):
-    """A backbone and its head."""
-
-    def __init__(self, backbone: nn.Module, head: DINOHead) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = head
-
-    def forward(self, crops: list[Tensor]) -> Tensor:
-        """Batches of crops -> logits [crops, batch, K]; neighbours of one size run as one batch."""
-        groups = itertools.groupby(crops, key=lambda crop: crop.shape)
-        embeddings = [self.backbone(torch.cat(list(group))) for _, group in groups]
-        logits: Tensor = self.head(torch.cat(embeddings)).unflatten(0, (len(crops), -1))
-        return logits
-
-
-class DINO(nn.Module):
-    """Student, teacher and centre.
+class DINO(Objective):
+    """Student and teacher give an image's views one distribution over prototypes.
 
     Args:
-        backbone: Images -> embedding [batch, dim], with stochastic depth as the student wants it.
-        head: Embedding -> logits [batch, K].
-        student_temperature: tau_s.
-        center_momentum: m_C.
+        backbone: With stochastic depth as the student wants it.
+        head: Embedding -> logits over K prototypes.
+        targets: What keeps the teacher from giving every image one answer.
+        follows: How the teacher follows the student.
+        temperature: The student's, tau_s.
     """
-
-    center: Tensor
 
     def __init__(
         self,
-        backbone: nn.Module,
+        backbone: Backbone,
         head: DINOHead,
-        student_temperature: float = 0.1,
-        center_momentum: float = 0.9,
+        targets: Centering | SinkhornKnopp,
+        follows: Follows = Follows.MOMENTUM,
+        temperature: float = 0.1,
     ) -> None:
         super().__init__()
         self.student = Network(backbone, head)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.student_temperature = student_temperature
-        self.center_momentum = center_momentum
-        self.register_buffer("center", torch.zeros(head.prototypes))
+        self.teacher = Teacher(self.student, follows)
+        self.targets = targets
+        self.temperature = temperature
+        self.outcomes = head.prototypes
 
-    def train(self, mode: bool = True) -> DINO:
-        """The teacher never drops a path, whatever the student does."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
+    @property
+    def backbone(self) -> Backbone:
+        """The teacher's."""
+        return self.teacher.backbone
 
-    def forward(self, crops: list[Tensor], teacher_temperature: float) -> Losses:
-        """One pass over the crops of a batch; moves the centre after the loss.
+    def last_layers(self) -> Iterator[nn.Parameter]:
+        """The student's prototypes."""
+        yield from self.student.head.last_layer.parameters()
 
-        Args:
-            crops: Normalised crops, each [batch, 3, side, side], the two global ones first.
-            teacher_temperature: tau_t of this step.
-        """
-        with torch.no_grad():
-            teacher = self.teacher(crops[:GLOBAL_CROPS]).float()
-        student = self.student(crops).float()
-        losses = dino_loss(
-            student, teacher, self.center, self.student_temperature, teacher_temperature
-        )
-        self.center.lerp_(teacher.mean(dim=(0, 1)), 1.0 - self.center_momentum)
-        return losses
+    def forward(self, crops: list[Tensor], moment: Moment) -> Losses:
+        """See `Objective`."""
+        embeddings, logits = self.teacher(crops[:GLOBAL_CROPS])
+        log_targets = self.targets(logits.float(), moment.temperature)
+        _, student = self.student(crops)
+        loss, entropy = cross_entropy(student.float(), log_targets, self.temperature)
+        measures = {
+            "entropy": entropy,
+            "kl": loss.detach() - entropy,
+            "deviation": deviation(embeddings),
+        }
+        return Losses(loss, measures)
 
-    @torch.no_grad()
-    def update_teacher(self, momentum: float) -> None:
-        """Move the teacher's parameters towards the student's; buffers are not averaged."""
-        pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
-        for teacher, student in pairs:
-            teacher.lerp_(student, 1.0 - momentum)
+    def update(self, moment: Moment) -> None:
+        """Move the teacher and the centre."""
+        self.teacher.update(self.student, moment)
+        self.targets.update()
 
 
-def dino_loss(
-    student: Tensor,
-    teacher: Tensor,
-    center: Tensor,
-    student_temperature: float,
-    teacher_temperature: float,
-) -> Losses:
-    """Cross-entropy between every teacher view and every other student view.
+class DINOWithMSE(DINO):
+    """DINO with squared distance for cross-entropy (Table 7, row 5).
+
+    Outputs are brought to unit length, without which it collapses; the teacher's are centred.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: DINOHead,
+        targets: Centering,
+        follows: Follows = Follows.MOMENTUM,
+    ) -> None:
+        super().__init__(backbone, head, targets, follows)
+        self.outcomes = None
+
+    def forward(self, crops: list[Tensor], moment: Moment) -> Losses:
+        """See `Objective`."""
+        assert isinstance(self.targets, Centering)
+        embeddings, logits = self.teacher(crops[:GLOBAL_CROPS])
+        targets = self.targets.centered(logits.float())
+        _, student = self.student(crops)
+        loss = squared_distance(student.float(), targets)
+        return Losses(loss, {"deviation": deviation(embeddings)})
+
+
+def cross_entropy(
+    student: Tensor, log_targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Between every target view and every other student view.
 
     Args:
-        student: Logits [views, batch, K], the two global views first.
-        teacher: Logits [2, batch, K].
-        center: Centre of the teacher's logits, [K].
-        student_temperature: tau_s.
-        teacher_temperature: tau_t.
+        student: Logits [views, batch, K], the target views' own first.
+        log_targets: Logarithms of the distributions to match, [targets, batch, K].
+        temperature: tau_s.
+
+    Returns:
+        The mean over pairs and batch, and the targets' mean entropy without a gradient, in nats.
     """
-    log_student = (student / student_temperature).log_softmax(dim=-1)
-    log_target = ((teacher - center) / teacher_temperature).log_softmax(dim=-1)
-    target = log_target.exp()
+    targets = log_targets.exp()
     views, batch = student.shape[:2]
+    log_student = (student / temperature).log_softmax(dim=-1)
     # A target meets the sum of all student views but its own: one product instead of one a pair.
-    others = log_student.sum(dim=0) - log_student[:GLOBAL_CROPS]
-    pairs = GLOBAL_CROPS * (views - 1)
-    loss = -(target * others).sum() / (pairs * batch)
-    entropy = -(target * log_target).sum() / (GLOBAL_CROPS * batch)
-    return Losses(loss, entropy)
+    others = log_student.sum(dim=0) - log_student[: len(targets)]
+    pairs = len(targets) * (views - 1)
+    loss = -(targets * others).sum() / (pairs * batch)
+    entropy = -(targets * log_targets).sum() / (len(targets) * batch)
+    return loss, entropy
+
+
+def squared_distance(student: Tensor, targets: Tensor) -> Tensor:
+    """Between unit-length targets and every other student view, 2 - 2 cosine.
+
+    Args:
+        student: [views, batch, width], the target views' own first.
+        targets: [targets, batch, width].
+
+    Returns:
+        The mean over pairs and batch.
+    """
+    student, targets = F.normalize(student, dim=-1), F.normalize(targets, dim=-1)
+    others = student.sum(dim=0) - student[: len(targets)]
+    cosine = (targets * others).sum(dim=-1) / (len(student) - 1)
+    return 2.0 - 2.0 * cosine.mean()

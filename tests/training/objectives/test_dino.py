@@ -7,10 +7,9 @@ import pytest
 import torch
 
 from training.config import Recipe
-from training.loop import Trainer
-from training.models.heads import DINOHead
-from training.models.vit import vit
-from training.objectives.dino import DINO, dino_loss
+from training.objectives.base import Moment
+from training.objectives.dino import cross_entropy, squared_distance
+from training.trainer import Trainer
 
 RECIPE = {
     "name": "small",
@@ -53,8 +52,8 @@ def algorithm_1(student, teacher, batches, recipe, steps_per_epoch):
         momentum = 1.0 + (0.996 - 1.0) * cosine
         tau_t = [0.04, 0.07][epoch]
 
-        t = [teacher([crop])[0].detach() for crop in crops[:2]]
-        s = [student([crop])[0] for crop in crops]
+        t = [teacher([crop])[1][0].detach() for crop in crops[:2]]
+        s = [student([crop])[1][0] for crop in crops]
         loss, pairs = 0.0, 0
         for g in range(2):
             p = torch.softmax((t[g] - center) / tau_t, dim=1)
@@ -92,57 +91,113 @@ def test_three_steps_equal_algorithm_1():
     recipe = Recipe.model_validate(RECIPE)
     trainer = Trainer(recipe, steps_per_epoch=2)
     # Adam divides small gradients by themselves: only doubles keep two derivations together.
-    trainer.model.double()
-    trainer.model.center = trainer.model.center.float()
-    student, teacher = copy.deepcopy(trainer.model.student), copy.deepcopy(trainer.model.teacher)
+    objective = trainer.objective.double()
+    objective.targets.center = objective.targets.center.float()
+    student = copy.deepcopy(objective.student)
+    teacher = copy.deepcopy(objective.teacher.network)
     torch.manual_seed(1)
     sides = (32, 32, 16, 16, 16)
     batches = [[torch.randn(3, 3, s, s).double() for s in sides] for _ in range(3)]
 
-    losses = [trainer.train_step(crops)[0] for crops in batches]
+    losses = [trainer.train_step(crops)["loss"] for crops in batches]
     expected, center = algorithm_1(student, teacher, batches, recipe, steps_per_epoch=2)
 
     # Softmax and the centre are taken in float32, as under autocast.
     assert losses == pytest.approx(expected, rel=1e-5)
-    torch.testing.assert_close(trainer.model.center, center.float(), atol=1e-7, rtol=1e-4)
-    for ours, theirs in ((trainer.model.student, student), (trainer.model.teacher, teacher)):
+    torch.testing.assert_close(objective.targets.center, center.float(), atol=1e-7, rtol=1e-4)
+    for ours, theirs in ((objective.student, student), (objective.teacher.network, teacher)):
         for (name, p), q in zip(ours.named_parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(
                 p, q, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
             )
 
 
-def test_the_teacher_starts_as_the_student_and_has_no_gradient():
-    model = Trainer(Recipe.model_validate(RECIPE), 2).model
-    student, teacher = model.student.state_dict(), model.teacher.state_dict()
-    assert all(torch.equal(student[name], teacher[name]) for name in student)
-    assert not any(p.requires_grad for p in model.teacher.parameters())
+def crops(batch=3, sides=(32, 32, 16, 16, 16)):
+    torch.manual_seed(1)
+    return [torch.randn(batch, 3, s, s) for s in sides]
 
 
-def test_the_teacher_never_drops_a_path():
-    model = DINO(vit("vit_tiny", 8, 16, drop_path=0.9), DINOHead(192, 8, hidden=16, bottleneck=8))
-    model.train()
-    crops = [torch.randn(2, 3, 16, 16)]
-    assert torch.equal(model.teacher(crops), model.teacher(crops))
-    assert not torch.equal(model.student(crops), model.student(crops))
+def test_parts_of_a_batch_give_the_whole_batchs_numbers():
+    whole = Trainer(Recipe.model_validate({**RECIPE, "batch_size": 4}), 2)
+    parts = Trainer(Recipe.model_validate({**RECIPE, "batch_size": 4, "accumulate": 2}), 2)
+    for _ in range(2):
+        records = [trainer.train_step(crops(4)) for trainer in (whole, parts)]
+        for name in ("loss", "entropy", "kl"):
+            assert records[0][name] == pytest.approx(records[1][name], rel=1e-4)
+    # The centre has moved once a step, not once a part, and so has the teacher.
+    one, two = whole.objective.state_dict(), parts.objective.state_dict()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=1e-3, msg=name)
+    torch.testing.assert_close(
+        one["targets.center"], two["targets.center"], atol=1e-6, rtol=1e-4
+    )
 
 
-def test_entropy_tells_a_uniform_teacher_from_a_collapsed_one():
+def test_entropy_tells_uniform_targets_from_collapsed_ones():
     student = torch.randn(4, 5, 64)
-    uniform = dino_loss(student, torch.zeros(2, 5, 64), torch.zeros(64), 0.1, 0.04)
-    one_answer = torch.zeros(2, 5, 64)
-    one_answer[..., 7] = 10.0
-    collapsed = dino_loss(student, one_answer, torch.zeros(64), 0.1, 0.04)
-    assert uniform.teacher_entropy.item() == pytest.approx(math.log(64))
-    assert collapsed.teacher_entropy.item() == pytest.approx(0.0, abs=1e-6)
+    uniform = torch.zeros(2, 5, 64).log_softmax(-1)
+    one_answer = torch.full((2, 5, 64), -1e4)
+    one_answer[..., 7] = 0.0
+    entropies = [cross_entropy(student, t, 0.1)[1].item() for t in (uniform, one_answer)]
+    assert entropies == pytest.approx([math.log(64), 0.0], abs=1e-5)
+
+
+def test_the_kl_is_what_the_loss_has_over_the_entropy():
+    trainer = Trainer(Recipe.model_validate(RECIPE), 2)
+    record = trainer.train_step(crops())
+    assert record["kl"] == pytest.approx(record["loss"] - record["entropy"], abs=1e-5)
+    assert record["kl"] > 0
+
+
+def test_squared_distance_is_a_mean_over_pairs_of_unit_vectors():
+    student, targets = torch.randn(4, 5, 8), torch.randn(2, 5, 8)
+    expected = []
+    for g in range(2):
+        for v in range(4):
+            if v != g:
+                for image in range(5):
+                    t = targets[g, image] / targets[g, image].norm()
+                    s = student[v, image] / student[v, image].norm()
+                    expected.append(((t - s) ** 2).sum())
+    torch.testing.assert_close(
+        squared_distance(student, targets), torch.stack(expected).mean(), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_mse_compares_with_centred_logits():
+    recipe = Recipe.model_validate({**RECIPE, "objective": {"name": "dino", "loss": "mse"}})
+    objective = Trainer(recipe, 2).objective
+    objective.targets.center.normal_()
+    moment = Moment(temperature=0.04, momentum=0.9, epoch=0, epoch_ends=False)
+    loss = objective(crops(), moment).loss
+    _, teacher = objective.teacher(crops()[:2])
+    _, student = objective.student(crops())
+    torch.testing.assert_close(
+        loss, squared_distance(student, teacher - objective.targets.center), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_only_the_student_predicts():
+    recipe = Recipe.model_validate({**RECIPE, "objective": {"name": "dino", "predictor": True}})
+    trainer = Trainer(recipe, 2)
+    student, teacher = (
+        {n for n, _ in net.named_parameters()}
+        for net in (trainer.objective.student, trainer.objective.teacher.network)
+    )
+    assert teacher < student
+    assert all(name.startswith("head.predictor.") for name in student - teacher)
+    before = trainer.objective.student.head.predictor[0].weight.clone()
+    for _ in range(2):
+        trainer.train_step(crops())
+    assert not torch.equal(trainer.objective.student.head.predictor[0].weight, before)
 
 
 def test_last_layer_rests_in_the_first_epoch_only():
     trainer = Trainer(Recipe.model_validate(RECIPE), steps_per_epoch=2)
-    layer = trainer.model.student.head.last_layer.weight_v
+    layer = trainer.objective.student.head.last_layer.weight_v
     before = layer.detach().clone()
     moved = []
     for _ in range(3):
-        trainer.train_step([torch.randn(3, 3, s, s) for s in (32, 32, 16)])
+        trainer.train_step(crops())
         moved.append(not torch.equal(layer, before))
     assert moved == [False, False, True]
