@@ -1,0 +1,95 @@
+"""Everything that watches a run and changes nothing in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from training.attention_over_time import MOST as PHOTOGRAPHS
+from training.attention_over_time import AttentionMaps
+from training.config import Recipe
+from training.data.pixels import normalise
+from training.data.sources import Source, open_source
+from training.evaluation.features import batches
+from training.evaluation.validation import Validation, input_spec
+from training.journal import EVALUATIONS, Journal, read
+from training.monitor import Monitor
+from training.trainer import Record, Trainer
+
+
+class Listener(Protocol):
+    """Is told how a run goes."""
+
+    def __call__(self, record: Record) -> None:
+        """A step is done."""
+
+    def warn(self, step: int, message: str) -> None:
+        """The run may be going wrong."""
+
+
+class Observer:
+    """Journal, monitor, evaluations and attention maps of a run.
+
+    Args:
+        recipe: Of the run.
+        source: Its training images.
+        trainer: Does the steps.
+        folder: Of the run.
+        journal: Open.
+        listener: Told of every step and warning.
+
+    Raises:
+        DataError: The images to evaluate on cannot be used.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        source: Source,
+        trainer: Trainer,
+        folder: Path,
+        journal: Journal,
+        listener: Listener,
+    ) -> None:
+        self.recipe, self.trainer, self.journal, self.listener = recipe, trainer, journal, listener
+        # Every run starts out collapsed: the warm-up and one epoch are left to it.
+        grace = (recipe.optimizer.warmup_epochs + 1) * trainer.steps_per_epoch
+        self.monitor = Monitor(trainer.objective.outcomes, grace)
+        self.best = max((e["knn"] for e in read(folder / EVALUATIONS)), default=0.0)
+        spec = input_spec(recipe)
+        self.validation: Validation | None = None
+        shown = source
+        if recipe.evaluation.data is not None:
+            shown = open_source(recipe.evaluation.data, recipe.pixels.channels)
+            config = recipe.evaluation
+            self.validation = Validation(source, shown, spec, config.k, config.images)
+        chosen = np.linspace(0, len(shown) - 1, min(PHOTOGRAPHS, len(shown)), dtype=int).tolist()
+        self.maps = AttentionMaps(folder, next(batches(shown, chosen, spec)))
+        self.normalise: Callable[[Tensor], Tensor] = partial(
+            normalise, mean=spec.mean, std=spec.std
+        )
+
+    def step(self, record: Record) -> None:
+        """Log a step and say what is wrong with it."""
+        self.journal.step(record)
+        self.listener(record)
+        step = int(record["step"])
+        for message in self.monitor.watch(step, record["loss"], record):
+            self.journal.warning(step, message)
+            self.listener.warn(step, message)
+
+    def evaluate(self, epoch: int) -> bool:
+        """Look at the kept network after an epoch; whether its k-NN accuracy is the best so far."""
+        backbone = self.trainer.objective.backbone
+        self.maps.record(backbone, epoch, self.normalise)
+        if self.validation is None:
+            return False
+        accuracy = self.validation.accuracy(backbone)
+        self.journal.evaluation({"step": self.trainer.step, "epoch": epoch, "knn": accuracy})
+        best, self.best = accuracy > self.best, max(accuracy, self.best)
+        return best
