@@ -9,6 +9,7 @@ SOURCE = Path(os.environ.get("FOVEAL_TEST_DATA", ROOT.parent / "shared" / "data"
 UNPACKED = ROOT / ".cache" / "data"
 ARCHIVES = {
     "imagenette128": "imagenette128/imagenette128.tar.xz",
+    "neu_det300": "neu_det300/neu_det300.tar.xz",
     "odd_public": "odd_images/odd_public.tar",
     "photos": "photos/photos.zip",
 }

@@ -1,0 +1,1 @@
+"""Finding what does not belong in an image, and where, after training on normal images only."""
