@@ -113,7 +113,7 @@ def prepare(data: bytes, spec: InputSpec, view: View, limits: Limits) -> NDArray
         _check_pixels(_header_pixels(image), limits)
         _check_scans(image, data)
         _plan(image.size, spec, view, limits)
-        image = fit(_opaque(_upright(image)), spec, view, limits)
+        image = fit(opaque(upright(image)), spec, view, limits)
         return np.asarray(image.convert("RGB"))
 
 
@@ -209,7 +209,7 @@ def _icon_pixels(data: bytes) -> int:
     return pixels
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def upright(image: Image.Image) -> Image.Image:
     """Decode the first frame and turn it as its EXIF orientation says."""
     image.load()
     try:
@@ -238,7 +238,7 @@ def _check_scans(image: Image.Image, data: bytes) -> None:
         )
 
 
-def _opaque(image: Image.Image) -> Image.Image:
+def opaque(image: Image.Image) -> Image.Image:
     """Bring every mode to eight bits of grey or colour, transparency over white."""
     if image.mode.startswith("I;16") or image.mode == "I":
         return _grey(np.asarray(image), whites=(65535,))

@@ -14,8 +14,7 @@ from service.images import Limits, View, prepare
 from service.settings import Settings
 from tests.data import dataset
 from tests.service.routes.conftest import serving
-from training.data.sources import ImageFolder
-from training.evaluation.features import batched
+from training.data.sources import open_source
 from training.evaluation.knn import knn_accuracy
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -46,16 +45,15 @@ def test_its_card_tells_the_k_nn_accuracy_that_the_graph_has():
 
     def embed(source):
         chunks = []
-        for paths in batched(source.paths, 64):
-            pixels = [
-                prepare(p.read_bytes(), bundle.manifest.input, View(), Limits(10**7, 10**7, 4096))
-                for p in paths
-            ]
+        limits = Limits(10**7, 10**7, 4096)
+        for start in range(0, len(source), 64):
+            photographs = map(source.encoded, range(len(source))[start : start + 64])
+            pixels = [prepare(p, bundle.manifest.input, View(), limits) for p in photographs]
             chunks.append(session.run(["embedding"], {"images": np.stack(pixels)})[0])
         return np.concatenate(chunks)
 
     root = dataset("imagenette128")
-    train, val = ImageFolder.open(root / "train"), ImageFolder.open(root / "val")
+    train, val = (open_source(str(root / split)) for split in ("train", "val"))
     accuracy = knn_accuracy(embed(train), train.labels, embed(val), val.labels)
     assert 100 * accuracy == pytest.approx(bundle.manifest.evaluation[0].value, abs=0.1)
 

@@ -1,0 +1,1 @@
+"""One training step, beside the published one and beside other packages."""

@@ -1,0 +1,50 @@
+"""Which kind of source a location is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fsspec
+
+from training.data.sources.arrays import Arrays
+from training.data.sources.base import DataError, Source
+from training.data.sources.folder import ImageFolder
+from training.data.sources.parquet import Parquet
+from training.data.sources.shards import TarShards
+
+KINDS = "a folder of images, .tar shards, .parquet files, or FILE.npz#SPLIT"
+
+
+def open_source(location: str | Path, channels: int = 3) -> Source:
+    """Open images by what lies at a location.
+
+    Args:
+        location: A path, or an address that fsspec knows (`s3://`, `gs://`, `memory://`): a folder
+            of images, of .tar or of .parquet files; one such file; a pattern of them
+            (`train-*.tar`); or `FILE.npz#SPLIT`.
+        channels: Channels that images are brought to: 1 or 3, or the arrays' own.
+
+    Raises:
+        DataError: There is nothing of the kind at the location.
+    """
+    location = str(location)
+    if location.partition("#")[0].endswith(".npz"):
+        return Arrays(location, channels)
+    if channels not in (1, 3):
+        raise DataError(f"{location}: encoded images have 1 or 3 channels, not {channels}")
+    system, path = fsspec.url_to_fs(location)
+    if "*" in path:
+        found = system.glob(path)
+    elif system.isdir(path):
+        found = system.find(path)
+    else:
+        found = [path] if system.exists(path) else []
+    if not found:
+        raise DataError(f"there is nothing at {location}; it must be {KINDS}")
+    for suffix, kind in ((".parquet", Parquet), (".tar", TarShards)):
+        files = sorted(system.unstrip_protocol(file) for file in found if file.endswith(suffix))
+        if files:
+            return kind(location, files, channels)
+    if not system.isdir(path):
+        raise DataError(f"{location} is none of the kinds of data: {KINDS}")
+    return ImageFolder.open(location, channels)
