@@ -26,6 +26,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 SEEDS = (0, 1, 2)
 WITHOUT_MULTI_CROP = ("crops.local_count=0", "crops.global_scale=[0.14,1]")
 RIVAL = ("optimizer.clip_grad=null",)
+WITHOUT_PROTOTYPES = ("head={hidden: 256, bottleneck: 64, batch_norm: true}",)
 
 
 class Row(NamedTuple):
@@ -51,18 +52,24 @@ ROWS = (
     Row(4, "without multi-crop", 67.9, WITHOUT_MULTI_CROP),
     Row(5, "MSE for cross-entropy", 52.6, ("objective.loss=mse",)),
     Row(6, "with predictor", 71.8, ("objective.predictor=true",)),
-    Row(7, "BYOL", 66.6, ("objective={name: byol}", *RIVAL, *WITHOUT_MULTI_CROP)),
+    Row(
+        7,
+        "BYOL",
+        66.6,
+        ("objective={name: byol}", *WITHOUT_PROTOTYPES, *RIVAL, *WITHOUT_MULTI_CROP),
+    ),
     Row(
         8,
         "MoCo-v2",
         62.0,
         (
             "objective={name: moco, temperature: 0.1, queue: 4096}",
+            *WITHOUT_PROTOTYPES,
             *RIVAL,
             *WITHOUT_MULTI_CROP,
         ),
     ),
-    Row(9, "SwAV", 64.7, ("objective={name: swav}", "teacher={}", *RIVAL)),
+    Row(9, "SwAV", 64.7, ("objective={name: swav}", "teacher=null", *RIVAL)),
 )
 
 

@@ -18,7 +18,7 @@ class Section(BaseModel):
 class DINOConfig(Section):
     """Self-distillation; the rows 1 to 6 of the paper's Table 7."""
 
-    name: Literal["dino"] = "dino"
+    name: Literal["dino"] = Field("dino", description="Best for a ViT, good for all.")
     temperature: float = Field(0.1, gt=0, description="The student's; 0.1 in every paper.")
     targets: Literal["centering", "sinkhorn"] = Field(
         "centering",
@@ -34,7 +34,7 @@ class DINOConfig(Section):
 class EsViTConfig(Section):
     """DINO's loss on views and on matching regions; for Swin and ResNet."""
 
-    name: Literal["esvit"]
+    name: Literal["esvit"] = Field(description="For a Swin or a ResNet whose patches are used.")
     temperature: float = Field(0.1, gt=0, description="The student's; 0.1 in every paper.")
     view_epochs: int = Field(
         0, ge=0, description="Views alone until then; 200 of 300 for Swin-B and windows of 14."
@@ -44,13 +44,13 @@ class EsViTConfig(Section):
 class BYOLConfig(Section):
     """Prediction of a momentum teacher's projection, by squared distance."""
 
-    name: Literal["byol"]
+    name: Literal["byol"] = Field(description="To compare; needs head.batch_norm.")
 
 
 class MoCoConfig(Section):
     """Contrast with a queue of a momentum teacher's keys."""
 
-    name: Literal["moco"]
+    name: Literal["moco"] = Field(description="To compare; for small batches.")
     temperature: float = Field(0.2, gt=0, description="0.2 in MoCo-v2, 0.1 in DINO's comparison.")
     queue: int = Field(65536, gt=0, description="Keys; at most about the images of the data set.")
 
@@ -58,8 +58,8 @@ class MoCoConfig(Section):
 class SwAVConfig(Section):
     """Prediction of one view's code from another's scores."""
 
-    name: Literal["swav"]
-    temperature: float = Field(0.1, gt=0)
+    name: Literal["swav"] = Field(description="To compare; has no teacher, which saves memory.")
+    temperature: float = Field(0.1, gt=0, description="Of the scores; 0.1 in the paper.")
     epsilon: float = Field(
         0.05, gt=0, description="Of the codes; lower it if the entropy stays at ln K."
     )
@@ -68,7 +68,7 @@ class SwAVConfig(Section):
 class SimCLRConfig(Section):
     """Contrast within the batch."""
 
-    name: Literal["simclr"]
+    name: Literal["simclr"] = Field(description="To compare; for batches of hundreds.")
     temperature: float = Field(0.1, gt=0, description="0.5 for a few hundred images a batch.")
 
 

@@ -21,9 +21,11 @@ def objective(name, local_count=0, **keys):
         "batch_size": 4,
         "model": {"architecture": "vit_micro", "patch_size": 8, "drop_path": 0.0},
         "crops": {"global_size": 16, "local_size": 8, "local_count": local_count},
-        "head": {"prototypes": 12, "hidden": 16, "bottleneck": 8, "batch_norm": True},
+        "head": {"hidden": 16, "bottleneck": 8, "batch_norm": True},
         "objective": {"name": name, **keys},
     }
+    if name == "swav":
+        recipe["head"]["prototypes"] = 12
     return build(Recipe.model_validate(recipe)).train()
 
 
