@@ -11,7 +11,6 @@ from training.build import build
 from training.config import Recipe
 from training.data.sources import DataError, open_source
 from training.evaluation.features import Report, raw_pixels
-from training.evaluation.knn import knn_accuracy
 from training.evaluation.validation import Validation, input_spec
 from training.models.backbone import Backbone
 
@@ -90,11 +89,10 @@ class Assessment:
     def _pixels(self, report: Report) -> float:
         train, held_out = self.validation.train, self.validation.held_out
         keys, queries = raw_pixels(train, report), raw_pixels(held_out, report)
-        centre = keys.mean(axis=0)
-        share = knn_accuracy(
-            keys - centre, train.labels, queries - centre, held_out.labels, self.validation.k
-        )
-        return 100 * share
+        centre = keys.features.mean(axis=0)
+        keys = keys._replace(features=keys.features - centre)
+        queries = queries._replace(features=queries.features - centre)
+        return self.validation.share(keys, queries)
 
 
 def splits(data: str) -> tuple[str, str]:

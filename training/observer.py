@@ -18,6 +18,7 @@ from training.data.sources import Source, open_source
 from training.evaluation.features import batches
 from training.evaluation.validation import Validation, input_spec
 from training.journal import EVALUATIONS, Journal, read
+from training.models.backbone import Backbone
 from training.monitor import Monitor
 from training.trainer import Record, Trainer
 
@@ -60,7 +61,9 @@ class Observer:
         # Every run starts out collapsed: the warm-up and one epoch are left to it.
         grace = (recipe.optimizer.warmup_epochs + 1) * trainer.steps_per_epoch
         self.monitor = Monitor(trainer.objective.outcomes, grace)
-        self.best = max((e["knn"] for e in read(folder / EVALUATIONS)), default=0.0)
+        past = list(read(folder / EVALUATIONS))
+        self.best = max((e["knn"] for e in past), default=0.0)
+        self.evaluated = max((e["step"] for e in past), default=0)
         spec = input_spec(recipe)
         self.validation: Validation | None = None
         shown = source
@@ -69,7 +72,8 @@ class Observer:
             config = recipe.evaluation
             self.validation = Validation(source, shown, spec, config.k, config.images)
         chosen = np.linspace(0, len(shown) - 1, min(PHOTOGRAPHS, len(shown)), dtype=int).tolist()
-        self.maps = AttentionMaps(folder, next(batches(shown, chosen, spec)))
+        _, photographs = next(batches(shown, chosen, spec))
+        self.maps = AttentionMaps(folder, photographs)
         self.normalise: Callable[[Tensor], Tensor] = partial(
             normalise, mean=spec.mean, std=spec.std
         )
@@ -83,13 +87,18 @@ class Observer:
             self.journal.warning(step, message)
             self.listener.warn(step, message)
 
-    def evaluate(self, epoch: int) -> bool:
-        """Look at the kept network after an epoch; whether its k-NN accuracy is the best so far."""
-        backbone = self.trainer.objective.backbone
+    def evaluate(self, epoch: int, backbone: Backbone) -> bool:
+        """Look at the kept network after an epoch; whether its k-NN accuracy is the best so far.
+
+        What the journal has already is not done again.
+        """
+        step = self.trainer.step
+        if step <= self.evaluated:
+            return False
         self.maps.record(backbone, epoch, self.normalise)
         if self.validation is None:
             return False
         accuracy = self.validation.accuracy(backbone)
-        self.journal.evaluation({"step": self.trainer.step, "epoch": epoch, "knn": accuracy})
+        self.journal.evaluation({"step": step, "epoch": epoch, "knn": accuracy})
         best, self.best = accuracy > self.best, max(accuracy, self.best)
         return best

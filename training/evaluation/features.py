@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from service.bundle import InputSpec
 from service.images import Limits, View, fit
 from training.data.pixels import normalise
-from training.data.sources import Source
+from training.data.sources import DataError, Source, Unreadable
 from training.models.backbone import Backbone
 
 BATCH = 64
@@ -23,6 +25,19 @@ PIXELS = 32
 LIMITS = Limits(bytes=2**30, pixels=2**28, patches=2**16)
 
 Report = Callable[[int], None]
+log = logging.getLogger(__name__)
+
+
+class Embedded(NamedTuple):
+    """Features and the images that they are of.
+
+    Attributes:
+        features: [images, dim].
+        indices: Of the images in their source; what cannot be read is left out.
+    """
+
+    features: NDArray[np.float32]
+    indices: list[int]
 
 
 def embed(
@@ -31,7 +46,7 @@ def embed(
     indices: Sequence[int],
     spec: InputSpec,
     report: Report = lambda count: None,
-) -> NDArray[np.float32]:
+) -> Embedded:
     """Embed images by the bundle's evaluation rule, resized and cropped as the gateway does.
 
     Args:
@@ -41,45 +56,74 @@ def embed(
         spec: How a photograph becomes the model's input.
         report: Told how many more images are done.
 
-    Returns:
-        [images, dim], in the order of `indices`.
+    Raises:
+        DataError: None of them can be read.
     """
     device = next(backbone.parameters()).device
-    chunks = []
+    chunks: list[NDArray[np.float32]] = []
+    kept: list[int] = []
     with torch.inference_mode():
-        for pixels in batches(source, indices, spec):
+        for chosen, pixels in batches(source, indices, spec):
             images = normalise(torch.from_numpy(pixels).to(device), spec.mean, spec.std)
             embedding: Tensor = backbone(images)
             chunks.append(embedding.float().cpu().numpy())
-            report(len(pixels))
-    return np.concatenate(chunks)
+            kept.extend(chosen)
+            report(len(chosen))
+    return Embedded(np.concatenate(chunks), kept)
 
 
-def batches(source: Source, indices: Sequence[int], spec: InputSpec) -> Iterator[NDArray[np.uint8]]:
-    """Images as the model takes them in, uint8 [batch, height, width, channels]."""
+def batches(
+    source: Source, indices: Sequence[int], spec: InputSpec
+) -> Iterator[tuple[list[int], NDArray[np.uint8]]]:
+    """Images as the model takes them in, without those that cannot be read.
 
-    def prepare(index: int) -> NDArray[np.uint8]:
-        pixels = np.asarray(fit(source.image(index), spec, View(), LIMITS))
+    Yields:
+        Their indices, and uint8 [batch, height, width, channels].
+
+    Raises:
+        DataError: None of them can be read.
+    """
+
+    def prepare(index: int) -> NDArray[np.uint8] | None:
+        try:
+            pixels = np.asarray(fit(source.image(index), spec, View(), LIMITS))
+        except Unreadable as error:
+            log.warning("%s is left out: %s", source.title(index), error)
+            return None
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
+    readable = 0
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(indices), BATCH):
-            yield np.stack(list(pool.map(prepare, indices[start : start + BATCH])))
+            chosen = indices[start : start + BATCH]
+            prepared = zip(chosen, pool.map(prepare, chosen), strict=True)
+            found = [(index, pixels) for index, pixels in prepared if pixels is not None]
+            if found:
+                readable += len(found)
+                yield [index for index, _ in found], np.stack([pixels for _, pixels in found])
+    if readable == 0:
+        raise DataError(f"none of {len(indices)} images of {source.name} can be read")
 
 
-def raw_pixels(source: Source, report: Report = lambda count: None) -> NDArray[np.float32]:
+def raw_pixels(source: Source, report: Report = lambda count: None) -> Embedded:
     """The pixels themselves, reduced to 32 x 32: what any model has to beat.
 
     Args:
-        source: The images.
+        source: The images; what cannot be read is left out.
         report: Told how many more images are done.
 
     Returns:
-        [images, 1024 x channels], in the source's order.
+        Rows of 1024 x channels.
     """
-    rows = []
+    rows: list[NDArray[np.float32]] = []
+    kept: list[int] = []
     for index in range(len(source)):
-        small = source.image(index).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
+        try:
+            small = source.image(index).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
+        except Unreadable as error:
+            log.warning("%s is left out: %s", source.title(index), error)
+            continue
         rows.append(np.asarray(small, np.float32).ravel())
+        kept.append(index)
         report(1)
-    return np.stack(rows)
+    return Embedded(np.stack(rows), kept)

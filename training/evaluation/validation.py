@@ -7,7 +7,7 @@ import numpy as np
 from service.bundle import InputSpec
 from training.config import Recipe
 from training.data.sources import DataError, Source
-from training.evaluation.features import Report, embed
+from training.evaluation.features import Embedded, Report, embed
 from training.evaluation.knn import knn_accuracy
 from training.models.backbone import Backbone
 
@@ -52,9 +52,13 @@ class Validation:
         keys = embed(backbone, self.train, self.among, self.spec, report)
         queries = embed(backbone, self.held_out, self.queries, self.spec, report)
         backbone.train(training)
-        labels = np.array(self.train.labels)[self.among]
-        expected = np.array(self.held_out.labels)[self.queries]
-        return 100 * knn_accuracy(keys, labels, queries, expected, self.k)
+        return self.share(keys, queries)
+
+    def share(self, keys: Embedded, queries: Embedded) -> float:
+        """Top-1 accuracy in percent of the held-out features among the training ones."""
+        labels = np.array(self.train.labels)[keys.indices]
+        expected = np.array(self.held_out.labels)[queries.indices]
+        return 100 * knn_accuracy(keys.features, labels, queries.features, expected, self.k)
 
 
 def input_spec(recipe: Recipe, size: int | None = None) -> InputSpec:

@@ -32,7 +32,7 @@ def test_raw_pixels_of_imagenette_reach_the_known_floor():
 
     root = dataset("imagenette128")
     train, test = ImageFolder.open(root / "train"), ImageFolder.open(root / "val")
-    train_x, test_x = raw_pixels(train), raw_pixels(test)
+    train_x, test_x = raw_pixels(train).features, raw_pixels(test).features
     centre = train_x.mean(axis=0)
     accuracy = knn_accuracy(train_x - centre, train.labels, test_x - centre, test.labels)
     assert 100 * accuracy == pytest.approx(37.3, abs=0.5)
