@@ -128,9 +128,9 @@ def test_a_wrong_key_is_named(overrides, message):
             (name, ("head.prototypes=1024",), ("has no prototypes", "head.prototypes"))
             for name in ("table7-7-byol", "table7-8-moco", "cifar10-simclr")
         ),
-        ("mnist-vitn4", ("pixels.mean=[0.1, 0.2]",), ("mean has 2 numbers", "channels = 1")),
+        ("mnist-resnet18", ("pixels.mean=[0.1, 0.2]",), ("mean has 2 numbers", "channels = 1")),
         ("dino-vits16", ("pixels.channels=1",), ("mean has 3 numbers", "name 1")),
-        ("mnist-vitn4", ("pixels.std=[0]",), ("std must be above 0",)),
+        ("mnist-resnet18", ("pixels.std=[0]",), ("std must be above 0",)),
         ("dino-vits16", ("crops.global_scale=[1.0, 0.4]",), ("crops.global_scale", "lesser")),
     ],
 )
@@ -149,7 +149,7 @@ def test_the_way_out_of_another_network_is_one():
 
 
 def test_colour_distortions_of_grey_data_are_no_fault():
-    recipe = Recipe.load("mnist-vitn4", ("crops.jitter=0.8", "crops.grey=0.2"))
+    recipe = Recipe.load("mnist-resnet18", ("crops.jitter=0.8", "crops.grey=0.2"))
     assert recipe.pixels.channels == 1
 
 
