@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench train clean
+.PHONY: help serve test lint format bench train gpu gpu-tests gpu-bench gpu-train clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,11 +27,32 @@ format: $(VENV)/.dev ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## Measure the gateway beside a bare loop and write benchmarks/results/
+bench: $(VENV)/.dev ## Measure gateway, crops and training step beside others; write benchmarks/results/
 	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.training.crops
+	$(BIN)/python -m benchmarks.training.step
 
 train: $(VENV)/.dev ## Train the embedded model anew (DATA = folder with train/ and val/)
 	$(BIN)/foveal-train run imagenette-vitt8 data=$(DATA)/train
+
+gpu: gpu-tests gpu-bench gpu-train ## On a machine with a GPU: its tests, benchmarks and the default model (DATA, OUT)
+
+# Where results go, where the run lies that a second `make gpu-train` goes on with, and after how
+# many seconds it is stopped (0: never).
+OUT ?= benchmarks/results
+RUN ?= runs/imagenette-vitt8-gpu
+LIMIT ?= 0
+
+gpu-tests: $(VENV)/.gpu
+	$(BIN)/python -m pytest -m gpu --junit-xml=$(OUT)/gpu-tests.xml
+
+gpu-bench: $(VENV)/.gpu
+	OUT=$(OUT) $(BIN)/python -m benchmarks.training.gpu
+
+gpu-train: $(VENV)/.gpu
+	timeout $(LIMIT) $(BIN)/python -m training.cli run imagenette-vitt8-gpu --out $(RUN) \
+		data=$(DATA)/train evaluation.data=$(DATA)/val
+	cp $(RUN)/evaluations.jsonl $(RUN)/recipe.yaml $(RUN)/report.html $(OUT)/
 
 clean: ## Remove the virtual environment and the caches
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -49,3 +70,7 @@ $(VENV)/.gateway: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[cpu,training,dev]'
 	@touch $@ $(VENV)/.gateway
+
+$(VENV)/.gpu: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable '.[gpu,training,dev]'
+	@touch $@
