@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -217,7 +218,9 @@ def main() -> None:
     try:
         app()
     except Stopped as stopped:
-        console.print(f"{stopped}", highlight=False, soft_wrap=True)
+        # All processes stop alike, so the first one speaks for them; an error may be one's own.
+        if os.environ.get("RANK", "0") == "0":
+            console.print(f"{stopped}", highlight=False, soft_wrap=True)
         raise SystemExit(128 + stopped.number) from None
     except (
         BundleError,

@@ -29,6 +29,9 @@ class Listener(Protocol):
     def __call__(self, record: Record) -> None:
         """A step is done."""
 
+    def note(self, message: str) -> None:
+        """Something that a person should know of the run."""
+
     def warn(self, step: int, message: str) -> None:
         """The run may be going wrong."""
 

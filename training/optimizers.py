@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
+from training import distributed
 from training.config import OptimizerConfig
 
 SGD_MOMENTUM = 0.9
@@ -34,8 +36,11 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> None:
-    """Scale each gradient on its own to at most the norm `limit`."""
+    """Scale each gradient on its own to at most the norm `limit`, whole or sharded."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients))
+    shares = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    norms = torch.stack(torch._foreach_norm(shares))
+    if any(isinstance(g, DTensor) for g in gradients):
+        norms = distributed.total(norms.square()).sqrt()
     factors = (limit / (norms + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, list(factors.unbind()))
+    torch._foreach_mul_(shares, list(factors.unbind()))

@@ -53,6 +53,10 @@ class Bar:
                 self._task, completed=record["step"], description=where, figures=figures
             )
 
+    def note(self, message: str) -> None:
+        """Say something of the whole run, above the line."""
+        self._bar.console.print(message, markup=False, highlight=False)
+
     def warn(self, step: int, message: str) -> None:
         """Say what the monitor says, above the bar; it stays there."""
         self._bar.console.print(

@@ -1,99 +1,134 @@
-import json
+import signal
 
 import pytest
 import torch
 
-from tests.data import dataset
+from tests.training.runs import STEPS, Interrupted, Listener, equal, logged, photographs, run, small
 from training import checkpoint
 from training.checkpoint import CheckpointError
-from training.config import Recipe
-from training.loop import Diverged, Trainer, parameter_groups, train
-
-RECIPE = {
-    "name": "small",
-    "epochs": 2,
-    "batch_size": 16,
-    "precision": "fp32",
-    "model": {"architecture": "vit_tiny", "patch_size": 16, "drop_path": 0.3},
-    "crops": {"global_size": 32, "local_size": 16, "local_count": 1},
-    "head": {"prototypes": 32, "hidden": 32, "bottleneck": 16},
-    "optimizer": {"lr": 0.01, "warmup_epochs": 1},
-}
+from training.data.sources import DataError
+from training.loop import RunOptions, train
+from training.stopping import Stopped
 
 
-class Interrupted(Exception):
-    pass
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return photographs(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
-def recipe():
-    return Recipe.model_validate({**RECIPE, "data": dataset("photos")})
+def recipe(data):
+    return small(data)
 
 
-def run(recipe, out, stop_after=None):
-    def report(progress):
-        if progress.step == stop_after:
-            raise Interrupted
-
-    return train(recipe, out, workers=0, save_every=1, report=report)
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The last checkpoint of a run that nothing interrupts."""
+    return checkpoint.load(run(small(data), tmp_path_factory.mktemp("whole")))
 
 
-def equal(one, two):
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, two)
-    if isinstance(one, dict):
-        return one.keys() == two.keys() and all(equal(one[key], two[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(two) and all(map(equal, one, two))
-    return one == two
-
-
-@pytest.mark.parametrize("stop_after", [2, 3, 4])
-def test_an_interrupted_run_goes_on_to_the_same_numbers(recipe, tmp_path, stop_after):
-    whole = checkpoint.load(run(recipe, tmp_path / "whole"))
+@pytest.mark.parametrize(("stop_after", "workers"), [(2, 0), (3, 0), (4, 0), (5, 1)])
+def test_an_interrupted_run_goes_on_to_the_same_numbers(
+    recipe, whole, tmp_path, stop_after, workers
+):
     with pytest.raises(Interrupted):
-        run(recipe, tmp_path / "parts", stop_after)
+        run(recipe, tmp_path, stop_after, workers=workers)
     # The step that was reported but not yet saved is done again.
-    assert checkpoint.load(tmp_path / "parts/last.pt")["step"] == stop_after - 1
-    resumed = checkpoint.load(run(recipe, tmp_path / "parts"))
-    assert whole["step"] == resumed["step"] == 6
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == stop_after - 1
+    resumed = checkpoint.load(run(recipe, tmp_path, workers=workers))
+    assert whole["step"] == resumed["step"] == STEPS
     assert equal(whole, resumed)
 
 
-def test_a_finished_run_is_left_as_it_is(recipe, tmp_path):
-    first = run(recipe, tmp_path).read_bytes()
-    assert run(recipe, tmp_path).read_bytes() == first
+def test_an_interrupted_run_on_resident_images_goes_on_to_the_same_numbers(data, tmp_path):
+    recipe = small(data, resident=True)
+    whole = checkpoint.load(run(recipe, tmp_path / "whole"))
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path / "parts", 3)
+    assert equal(whole, checkpoint.load(run(recipe, tmp_path / "parts")))
 
 
-def test_the_log_has_a_line_a_step(recipe, tmp_path):
+@pytest.mark.parametrize("stop_after", [2, 3, 6])
+def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(
+    data, tmp_path, stop_after
+):
+    recipe = small(data, evaluation={"data": f"{data}#test", "every": 1, "k": 3})
+    whole = checkpoint.load(run(recipe, tmp_path / "whole"))
+    out = tmp_path / "parts"
+    with pytest.raises(Stopped, match=f"after step {stop_after} of 6") as stopped:
+        run(recipe, out, stop_after, signal.SIGINT, save_every=100)
+    assert stopped.value.number == signal.SIGINT
+    assert checkpoint.load(out / "last.pt")["step"] == stop_after
+    resumed = checkpoint.load(run(recipe, out, save_every=100))
+    assert equal(whole, resumed)
+    # The evaluation that it did not stay for is made up for.
+    evaluations = logged(out, "evaluations")
+    assert evaluations == logged(tmp_path / "whole", "evaluations")
+    assert [evaluation["step"] for evaluation in evaluations] == [3, 6]
+
+
+def test_the_log_has_each_step_once_also_after_an_interruption(recipe, tmp_path):
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path, 5, save_every=2)
+    assert [line["step"] for line in logged(tmp_path)] == [1, 2, 3, 4, 5]
     run(recipe, tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
-    assert [line["epoch"] for line in lines] == [0, 0, 0, 1, 1, 1]
-    assert all(line["images_per_second"] > 0 for line in lines)
+    log = logged(tmp_path)
+    assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
+    assert [line["epoch"] for line in log] == [0, 0, 0, 1, 1, 1]
+    assert all(line["images_per_second"] > 0 for line in log)
 
 
-def test_another_recipes_checkpoint_is_refused_by_name(recipe, tmp_path):
+def test_another_recipes_checkpoint_is_refused_by_name(data, recipe, tmp_path):
     run(recipe, tmp_path)
-    other = recipe.model_copy(update={"seed": 1, "student_temperature": 0.2})
-    with pytest.raises(CheckpointError, match="differs in seed, student_temperature"):
+    before = (tmp_path / "recipe.yaml").read_bytes()
+    other = small(data, seed=1, optimizer={"lr": 0.02}, objective={"name": "byol"}, head=None)
+    with pytest.raises(CheckpointError, match=r"differs in seed, .*objective.*optimizer\.lr"):
         run(other, tmp_path)
+    assert (tmp_path / "recipe.yaml").read_bytes() == before
 
 
-def test_a_loss_that_is_no_number_stops_before_the_update(recipe):
-    trainer = Trainer(recipe, 3)
-    before = trainer.model.student.backbone.cls_token.detach().clone()
-    crops = [torch.full((2, 3, 32, 32), float("nan"))] * 2
-    with pytest.raises(Diverged, match=r"optimizer\.lr"):
-        trainer.train_step(crops)
-    assert trainer.step == 0
-    assert torch.equal(trainer.model.student.backbone.cls_token, before)
+def test_what_does_not_change_the_numbers_may_change(data, recipe, whole, tmp_path):
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path, 3)
+    other = small(data, evaluation={"data": f"{data}#test", "k": 3})
+    resumed = checkpoint.load(run(other, tmp_path))
+    assert equal(whole["objective"], resumed["objective"])
 
 
-def test_cls_and_positions_are_decayed_but_no_bias_and_no_norm(recipe):
-    student = Trainer(recipe, 3).model.student
-    decayed, free = ({id(p) for p in group["params"]} for group in parameter_groups(student))
-    backbone = student.backbone
-    assert {id(backbone.cls_token), id(backbone.pos_embed)} <= decayed
-    assert {id(backbone.norm.weight), id(backbone.patch_embed.proj.bias)} <= free
-    assert id(student.head.last_layer.weight_g) not in decayed | free  # frozen at one
+def test_the_last_checkpoints_and_the_best_are_kept(data, tmp_path):
+    recipe = small(data, epochs=4, evaluation={"data": f"{data}#test", "every": 1, "k": 3})
+    last = run(recipe, tmp_path, keep=2)
+    names = sorted(path.name for path in tmp_path.glob("*.pt"))
+    assert names == ["best.pt", "last.pt", "step-00000011.pt", "step-00000012.pt"]
+    assert not list(tmp_path.glob("*.tmp"))
+    assert equal(checkpoint.load(last), checkpoint.load(tmp_path / "step-00000012.pt"))
+    evaluations = logged(tmp_path, "evaluations")
+    best = max(evaluations, key=lambda evaluation: evaluation["knn"])
+    assert checkpoint.load(tmp_path / "best.pt")["step"] == best["step"]
+
+
+def test_a_finished_run_is_left_as_it_is(data, tmp_path):
+    recipe = small(data, evaluation={"data": f"{data}#test", "k": 3})
+    run(recipe, tmp_path)
+    kept = ["last.pt", "best.pt", "log.jsonl", "evaluations.jsonl", "recipe.yaml"]
+    before = [(tmp_path / name).read_bytes() for name in kept]
+    run(recipe, tmp_path)
+    assert [(tmp_path / name).read_bytes() for name in kept] == before
+
+
+def test_a_batch_larger_than_the_set_is_refused_before_anything_is_written(data, tmp_path):
+    with pytest.raises(DataError, match="lower batch_size"):
+        run(small(data, batch_size=64), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_arithmetic_of_auto_is_said_at_the_start_and_kept(data, recipe, tmp_path):
+    recipe = recipe.model_copy(
+        update={"head": recipe.head.model_copy(update={"prototypes": "auto"})}
+    )
+    listener = Listener()
+    options = RunOptions(out=tmp_path, device=torch.device("cpu"), workers=0)
+    train(recipe, options, listener)
+    (note,) = listener.notes
+    assert note.startswith("head.prototypes = 1024: ")
+    assert note in (tmp_path / "recipe.yaml").read_text()

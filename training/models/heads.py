@@ -6,7 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training import distributed
 from training.models.layers import init_linear
+
+# torch's default, of `batch_norm` too.
+NORM_EPS = 1e-5
 
 
 class Head(nn.Module):
@@ -107,18 +111,27 @@ class ProjectionHead(Head):
         return projection
 
 
-class BatchNorm(nn.BatchNorm1d):
+class BatchNorm(nn.Module):
     """Batch normalisation over all but the last axis, by the batch's own statistics always.
 
-    A teacher's running ones would lag behind.
+    The batch is that of all processes. A teacher's running statistics would lag behind.
     """
 
     def __init__(self, width: int) -> None:
-        super().__init__(width, track_running_stats=False)
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, features: Tensor) -> Tensor:
         """[..., width] -> the same shape."""
-        return super().forward(features.flatten(0, -2)).view_as(features)
+        rows = features.flatten(0, -2)
+        if distributed.world() == 1:
+            normed = F.batch_norm(rows, None, None, self.weight, self.bias, training=True)
+        else:
+            centred = rows.float() - distributed.mean(rows.float().mean(dim=0))
+            variance = distributed.mean(centred.square().mean(dim=0))
+            normed = centred * (variance + NORM_EPS).rsqrt() * self.weight + self.bias
+        return normed.to(features.dtype).view_as(features)
 
 
 def two_layers(dim: int, hidden: int, out: int, batch_norm: bool = True) -> nn.Sequential:

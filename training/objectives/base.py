@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from training import distributed
 from training.models.backbone import Backbone
 from training.models.heads import Head
 
@@ -117,11 +118,13 @@ def deviation(embeddings: Tensor) -> Tensor:
 
     The standard deviation of each dimension of unit-length embeddings, averaged and multiplied by
     the root of the width (Chen & He, "Exploring Simple Siamese Representation Learning", 2021,
-    section 4.1).
+    section 4.1). The batch is that of all processes.
 
     Args:
         embeddings: [..., batch, dim].
     """
     unit = nn.functional.normalize(embeddings.float(), dim=-1)
-    spread: Tensor = unit.std(dim=-2, correction=0).mean() * unit.shape[-1] ** 0.5
+    centred = unit - distributed.mean(unit.mean(dim=-2, keepdim=True))
+    variance = distributed.mean(centred.square().mean(dim=-2))
+    spread: Tensor = variance.sqrt().mean() * unit.shape[-1] ** 0.5
     return spread

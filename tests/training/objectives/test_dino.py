@@ -128,9 +128,7 @@ def test_parts_of_a_batch_give_the_whole_batchs_numbers():
     one, two = whole.objective.state_dict(), parts.objective.state_dict()
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=2e-4, rtol=1e-3, msg=name)
-    torch.testing.assert_close(
-        one["targets.center"], two["targets.center"], atol=1e-6, rtol=1e-4
-    )
+    torch.testing.assert_close(one["targets.center"], two["targets.center"], atol=1e-6, rtol=1e-4)
 
 
 def test_entropy_tells_uniform_targets_from_collapsed_ones():

@@ -80,7 +80,8 @@ def test_mocos_newest_keys_take_the_oldest_ones_places():
 def test_moco_contrasts_in_both_directions_and_sees_the_queue_alone():
     moco = objective("moco", queue=12, temperature=0.2)
     queries, keys = (
-        torch.nn.functional.normalize(net(crops())[1], dim=-1) for net in (moco.student, moco.teacher)
+        torch.nn.functional.normalize(net(crops())[1], dim=-1)
+        for net in (moco.student, moco.teacher)
     )
     expected = (
         contrast(queries[1], keys[0], moco.queue, 0.2)

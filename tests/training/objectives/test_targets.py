@@ -30,9 +30,7 @@ def test_the_centre_moves_once_by_all_that_was_seen():
     torch.testing.assert_close(centering.center, 0.1 * mean)
     centering(first, 0.04)
     centering.update()
-    torch.testing.assert_close(
-        centering.center, 0.09 * mean + 0.1 * first.reshape(-1, 5).mean(0)
-    )
+    torch.testing.assert_close(centering.center, 0.09 * mean + 0.1 * first.reshape(-1, 5).mean(0))
 
 
 def sinkhorn(logits, epsilon):

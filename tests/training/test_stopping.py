@@ -1,0 +1,97 @@
+"""A run of the command line in a process of its own, which signals and full disks reach."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.data import ROOT
+from tests.training.runs import Interrupted, changed, equal, logged, photographs, run, small, write
+from training import checkpoint
+from training.stopping import Stopping
+
+LONG = {"epochs": 12}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return photographs(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def start(data, tmp_path):
+    """Start `foveal-train run`, with files of so many bytes at most."""
+    path = tmp_path / "small.yaml"
+    write(path, changed(LONG, {"data": data}))
+
+    def start(out, most=None):
+        command = ["run", str(path), "--out", str(out), "--device", "cpu", "--save-every", "5"]
+        return subprocess.Popen(
+            [sys.executable, "-m", "training.cli", *command],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=most and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))),
+        )
+
+    return start
+
+
+def test_a_run_that_is_told_to_end_saves_says_so_and_goes_on(data, start, tmp_path):
+    out = tmp_path / "run"
+    child = start(out)
+    while not (out / "log.jsonl").exists() or len(logged(out)) < 3:
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.01)
+    child.send_signal(signal.SIGTERM)
+    _, said = child.communicate(timeout=100)
+    assert child.returncode == 128 + signal.SIGTERM
+    step = checkpoint.load(out / "last.pt")["step"]
+    assert 3 <= step < 36
+    assert [line["step"] for line in logged(out)] == list(range(1, step + 1))
+    line = said.splitlines()[-1]
+    assert line.startswith(f"stopped after step {step} of 36; the checkpoint is {out}/last.pt")
+    assert "Traceback" not in said
+
+    child = start(out)
+    said, _ = child.communicate(timeout=100)
+    assert child.returncode == 0
+    assert said.strip() == str(out / "last.pt")
+    whole = run(small(data, **LONG), tmp_path / "whole")
+    assert equal(checkpoint.load(whole), checkpoint.load(out / "last.pt"))
+
+
+@pytest.mark.parametrize(
+    ("most", "message"),
+    [(200_000, "could not write {}/step-00000005.pt"), (500, "File too large")],
+)
+def test_a_full_disk_ends_the_run_and_leaves_the_previous_checkpoint(
+    data, start, tmp_path, most, message
+):
+    with pytest.raises(Interrupted):
+        run(small(data, **LONG), tmp_path / "run", 3)
+    before = (tmp_path / "run/last.pt").read_bytes()
+    child = start(tmp_path / "run", most)
+    _, said = child.communicate(timeout=100)
+    assert child.returncode == 1
+    assert "error:" in said
+    assert message.format(tmp_path / "run") in said
+    assert "Traceback" not in said
+    assert (tmp_path / "run/last.pt").read_bytes() == before
+    assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_second_signal_takes_its_usual_course():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stopping() as stopping:
+        assert stopping.signal == 0
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stopping.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before
