@@ -56,7 +56,11 @@ def run(
         str, typer.Option(help="cpu, cuda, ...; name one to leave the accelerator alone.")
     ] = "auto",
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that cut crops; raise if the model waits.")
+        int,
+        typer.Option(
+            min=0,
+            help="Processes that read images; raise if the model waits, to all cores on a GPU.",
+        ),
     ] = 1,
     save_every: Annotated[
         int, typer.Option(min=1, help="Steps between checkpoints; raise if writing takes long.")

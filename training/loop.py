@@ -15,6 +15,7 @@ from training import checkpoint, distributed
 from training.auto import resolve
 from training.checkpoint import CheckpointError, Checkpoints
 from training.config import Recipe
+from training.data.device_loader import DeviceLoader
 from training.data.loader import CropLoader, ResidentLoader
 from training.data.pixels import normalise
 from training.data.sources import Source, open_source
@@ -25,6 +26,7 @@ from training.stopping import Stopped, Stopping
 from training.trainer import Trainer
 
 RECIPE = "recipe.yaml"
+Loader = CropLoader | ResidentLoader | DeviceLoader
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def train(recipe: Recipe, options: RunOptions, listener: Listener) -> Path:
 
 def steps(
     trainer: Trainer,
-    loader: CropLoader | ResidentLoader,
+    loader: Loader,
     checkpoints: Checkpoints,
     observer: Observer | None,
     stopping: Stopping,
@@ -148,14 +150,16 @@ def save(trainer: Trainer, checkpoints: Checkpoints, best: bool = False) -> None
         checkpoints.save(state, best)
 
 
-def build_loader(
-    recipe: Recipe, source: Source, options: RunOptions
-) -> CropLoader | ResidentLoader:
+def build_loader(recipe: Recipe, source: Source, options: RunOptions) -> Loader:
     """What cuts a recipe's crops, for this process's share of each batch."""
     share = {"rank": distributed.rank(), "world": distributed.world()}
     batch, seed = recipe.batch_size, recipe.seed
     if recipe.resident:
         return ResidentLoader(source, recipe.crops, batch, seed, options.device, **share)
+    if options.device.type != "cpu":
+        return DeviceLoader(
+            source, recipe.crops, batch, seed, options.workers, options.device, **share
+        )
     return CropLoader(source, recipe.crops, batch, seed, options.workers, **share)
 
 

@@ -2,78 +2,84 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from training.data import batched, single
+from training.data.ahead import ahead
 from training.data.crops import CropConfig
 from training.data.distort import distort
 from training.data.plan import Plan, readable, report
 from training.data.sources import DataError, Source
 from training.data.sources.picture import REDUCTIONS
 from training.data.views import Numbers, boxes, distortions
+from training.data.workers import Workers
+
+ROOM = 0.5
+"""Share of a device's memory that images may take; the network needs the rest."""
+
+Pixels = NDArray[np.uint8]
+Boxes = NDArray[np.int64]
 
 
-class _Batch(NamedTuple):
-    """What a worker hands over: the crops of each size, and what it could not read."""
-
-    large: Tensor
-    small: Tensor
-    faults: dict[str, str]
-
-
-class _Steps(Dataset[_Batch | DataError]):
-    """The batches of one epoch."""
-
-    def __init__(self, plan: Plan, epoch: int) -> None:
-        self.plan, self.epoch, self.images = plan, epoch, plan.images(epoch)
-
-    def __getitem__(self, step: int) -> _Batch | DataError:
-        # An error that is raised in a worker arrives as its traceback.
-        try:
-            return self._batch(step)
-        except DataError as error:
-            return error
-
-    def _batch(self, step: int) -> _Batch:
-        plan = self.plan
-        uniform = plan.numbers(self.epoch, step)
-        cut: list[tuple[Tensor, Tensor]] = []
-        faults: dict[str, str] = {}
-        for index, own in zip(self.images[step].tolist(), uniform, strict=True):
-            load = partial(_resized_crops, plan.source, plan.config, own)
-            crops, more = readable(plan.source, index, (plan.seed, self.epoch), load)
-            cut.append(crops)
-            faults |= more
-        large, small = (torch.stack(crops).flatten(0, 1) for crops in zip(*cut, strict=True))
-        return _Batch(*_finish(large, small, plan.config, uniform), faults)
-
-
-def _resized_crops(
+def decoded(
     source: Source, config: CropConfig, uniform: Numbers, index: int
-) -> tuple[Tensor, Tensor]:
-    """The global and the local crops of an image, which is decoded no larger than they need."""
+) -> tuple[Pixels, Boxes]:
+    """An image, decoded no larger than its crops need, and their boxes, [crops, 4].
+
+    Args:
+        source: The images.
+        config: Their crops.
+        uniform: The random numbers of this image.
+        index: Which one.
+    """
     picture = source.picture(index)
     drawn = boxes(config, uniform[None], np.array([picture.size]))[0]
     spare = ((drawn[:, 2:] - drawn[:, :2]).min(axis=1) / config.sides).min()
     pixels = picture.pixels(next((reduction for reduction in REDUCTIONS if reduction <= spare), 1))
     reduced = np.tile(pixels.shape[1::-1], 2) / np.tile(picture.size, 2)
-    drawn, image = np.rint(drawn * reduced).astype(np.int64), torch.from_numpy(pixels)
+    return pixels, np.rint(drawn * reduced).astype(np.int64)
+
+
+def _resized_crops(
+    source: Source, config: CropConfig, uniform: Numbers, index: int
+) -> tuple[Tensor, Tensor]:
+    """The global and the local crops of an image."""
+    pixels, drawn = decoded(source, config, uniform, index)
+    image = torch.from_numpy(pixels)
     large = single.resized_crops(image, drawn[:2], config.global_size)
     return large, single.resized_crops(image, drawn[2:], config.local_size)
 
 
-def _finish(
-    large: Tensor, small: Tensor, config: CropConfig, uniform: Numbers
-) -> tuple[Tensor, Tensor]:
+def _batch(config: CropConfig, cut: list[tuple[Tensor, Tensor]], uniform: Numbers) -> list[Tensor]:
+    """The distorted crops of a batch from the plain ones of its images."""
+    large, small = (torch.stack(crops).flatten(0, 1) for crops in zip(*cut, strict=True))
+    return finish(large, small, config, uniform)
+
+
+def cut(images: Tensor, drawn: Boxes, config: CropConfig) -> tuple[Tensor, Tensor]:
+    """The plain crops of images that are on the device.
+
+    Args:
+        images: uint8 [images, height, width, channels].
+        drawn: The boxes, [images, crops, 4].
+        config: The crops.
+
+    Returns:
+        The global and the local ones, uint8 [images * crops, channels, side, side].
+    """
+    large = batched.resized_crops(images, drawn[:, :2], config.global_size)
+    return large, batched.resized_crops(images, drawn[:, 2:], config.local_size)
+
+
+def finish(large: Tensor, small: Tensor, config: CropConfig, uniform: Numbers) -> list[Tensor]:
     """Distort the crops of a batch.
 
     Args:
@@ -83,15 +89,16 @@ def _finish(
         uniform: The random numbers of the batch.
 
     Returns:
-        The same, uint8 [share, crops, side, side, channels].
+        One tensor a crop, uint8 [share, side, side, channels], the two global ones first.
     """
     drawn, share = distortions(config, uniform), len(uniform)
     distort(large, drawn[:, :2].flat())
     distort(small, drawn[:, 2:].flat())
-    return (
-        large.permute(0, 2, 3, 1).unflatten(0, (share, 2)),
-        small.permute(0, 2, 3, 1).unflatten(0, (share, config.local_count)),
-    )
+    crops = [
+        plain.permute(0, 2, 3, 1).unflatten(0, (share, count)).unbind(1)
+        for plain, count in ((large, 2), (small, config.local_count))
+    ]
+    return [*crops[0], *crops[1]]
 
 
 class CropLoader:
@@ -127,8 +134,14 @@ class CropLoader:
         world: int = 1,
     ) -> None:
         self.plan = Plan(source, config, batch_size, seed, rank, world)
-        self.workers, self.steps = workers, self.plan.steps
-        self.unreadable: dict[str, str] = {}
+        self.steps = self.plan.steps
+        self._workers = Workers(
+            self.plan,
+            partial(_resized_crops, source, config),
+            partial(_batch, config),
+            workers,
+        )
+        self.unreadable = self._workers.unreadable
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
         """The batches of an epoch from `first_step` on.
@@ -139,20 +152,7 @@ class CropLoader:
         Raises:
             DataError: Hardly an image is readable.
         """
-        loader = DataLoader(
-            _Steps(self.plan, epoch),
-            batch_size=None,
-            sampler=range(first_step, self.steps),
-            num_workers=self.workers,
-            # Of its own: a loader that starts draws a number, which the resumed run's stochastic
-            # depth would miss.
-            generator=torch.Generator(),
-        )
-        for batch in loader:
-            if isinstance(batch, DataError):
-                raise batch
-            report(batch.faults, self.unreadable)
-            yield [*batch.large.unbind(1), *batch.small.unbind(1)]
+        return self._workers.epoch(epoch, first_step)
 
 
 class ResidentLoader:
@@ -174,8 +174,8 @@ class ResidentLoader:
         unreadable: Why each unreadable image is so, by title; another is kept in its place.
 
     Raises:
-        DataError: There are fewer images than one batch holds, no equal shares of it, or hardly an
-            image is readable.
+        DataError: There are fewer images than one batch holds, no equal shares of it, hardly an
+            image is readable, or they would take more than half of the device's memory.
     """
 
     def __init__(
@@ -190,21 +190,32 @@ class ResidentLoader:
     ) -> None:
         self.plan = Plan(source, config, batch_size, seed, rank, world)
         self.steps = self.plan.steps
+        self.device = torch.device(device)
         self.unreadable: dict[str, str] = {}
 
         def load(index: int) -> tuple[NDArray[np.uint8], dict[str, str]]:
             return readable(source, index, (seed,), lambda other: source.picture(other).pixels())
 
+        room, side = memory(self.device), np.zeros(2, np.int64)
+        loaded = []
         with ThreadPoolExecutor() as pool:
-            loaded = list(pool.map(load, range(len(source))))
-        self.sizes = np.array([pixels.shape[1::-1] for pixels, _ in loaded])
-        width, height = self.sizes.max(axis=0)
+            for pixels, faults in pool.map(load, range(len(source))):
+                loaded.append(pixels)
+                report(faults, self.unreadable)
+                side = np.maximum(side, pixels.shape[:2])
+                needed = len(source) * int(side.prod()) * source.channels
+                if needed > ROOM * room:
+                    raise DataError(
+                        f"{source.name}: {len(source)} images, each padded to at least "
+                        f"{side[1]} x {side[0]}, take {needed:,} bytes, and {self.device} has "
+                        f"{room:,}, of which they may take half; set resident=false"
+                    )
+        self.sizes = np.array([pixels.shape[1::-1] for pixels in loaded])
         self.images = torch.zeros(
-            len(loaded), height, width, source.channels, dtype=torch.uint8, device=device
+            len(loaded), *side.tolist(), source.channels, dtype=torch.uint8, device=device
         )
-        for image, (pixels, faults) in zip(self.images, loaded, strict=True):
+        for image, pixels in zip(self.images, loaded, strict=True):
             image[: pixels.shape[0], : pixels.shape[1]] = torch.from_numpy(pixels)
-            report(faults, self.unreadable)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[list[Tensor]]:
         """The batches of an epoch from `first_step` on.
@@ -213,13 +224,22 @@ class ResidentLoader:
             One tensor a crop, uint8 [share, side, side, channels] on the device, the two global
             ones first.
         """
+        batches = self._batches(epoch, first_step)
+        # A processor is busy enough with the step.
+        return batches if self.device.type == "cpu" else ahead(batches, self.device)
+
+    def _batches(self, epoch: int, first_step: int) -> Iterator[list[Tensor]]:
         config = self.plan.config
         order = self.plan.images(epoch)
         for step in range(first_step, self.steps):
             index, uniform = order[step], self.plan.numbers(epoch, step)
+            images = self.images[torch.from_numpy(index).to(self.device)]
             drawn = boxes(config, uniform, self.sizes[index])
-            images = self.images[torch.from_numpy(index).to(self.images.device)]
-            large = batched.resized_crops(images, drawn[:, :2], config.global_size)
-            small = batched.resized_crops(images, drawn[:, 2:], config.local_size)
-            large, small = _finish(large, small, config, uniform)
-            yield [*large.unbind(1), *small.unbind(1)]
+            yield finish(*cut(images, drawn, config), config, uniform)
+
+
+def memory(device: torch.device) -> int:
+    """Bytes that a GPU has free, or that the machine has at all."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

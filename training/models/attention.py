@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.models.linear import Linear, linear
+
 SHORT_SEQUENCE = 256
 
 
@@ -18,8 +20,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.scale: float = (dim // heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
 
     def _split(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[batch, n, parts * dim] -> parts of [batch, heads, n, dim / heads]."""
@@ -47,12 +49,12 @@ class Attention(nn.Module):
     def keys_and_values(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """Project the tokens that are attended to."""
         dim = tokens.shape[-1]
-        return self._split(F.linear(tokens, self.qkv.weight[dim:], self.qkv.bias[dim:]), 2)
+        return self._split(linear(tokens, self.qkv.weight[dim:], self.qkv.bias[dim:]), 2)
 
     def queries(self, tokens: Tensor) -> Tensor:
         """Project the tokens that attend."""
         dim = tokens.shape[-1]
-        return self._split(F.linear(tokens, self.qkv.weight[:dim], self.qkv.bias[:dim]), 1)[0]
+        return self._split(linear(tokens, self.qkv.weight[:dim], self.qkv.bias[:dim]), 1)[0]
 
     def weights(self, query: Tensor, key: Tensor) -> Tensor:
         """The attention itself, [batch, heads, queries, tokens]; meant for few of either."""

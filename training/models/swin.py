@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from training.models.backbone import Features, PooledBackbone
 from training.models.drop_path import DropPath, growing_rates
 from training.models.layers import EPS, MLP, PatchEmbed, init_linear
+from training.models.linear import Linear
 from training.models.windows import (
     WindowAttention,
     multiples,
@@ -51,7 +52,7 @@ class PatchMerging(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * dim, eps=EPS)
-        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[batch, rows, columns, dim] -> [batch, rows / 2, columns / 2, 2 dim], rounded up."""

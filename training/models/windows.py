@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.models.layers import INIT_STD
+from training.models.linear import Linear
 
 MASKED = -100.0
 
@@ -22,8 +23,8 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.scale: float = (dim // heads) ** -0.5
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = Linear(dim, 3 * dim)
+        self.proj = Linear(dim, dim)
         table = torch.zeros((2 * window - 1) ** 2, heads)
         self.relative_position_bias_table = nn.Parameter(table)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=INIT_STD)

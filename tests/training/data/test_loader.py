@@ -1,4 +1,5 @@
 import logging
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -7,7 +8,10 @@ from PIL import Image
 
 from tests.data import dataset
 from tests.training.data import pillow
+from training.data import device_loader
+from training.data import loader as loaders
 from training.data.crops import CropConfig
+from training.data.device_loader import DeviceLoader, together
 from training.data.loader import CropLoader, ResidentLoader
 from training.data.sources import DataError, ImageFolder, open_source
 from training.data.sources.picture import EncodedPicture
@@ -38,13 +42,17 @@ def resident(source, batch=8, config=CROPS, **share):
     return ResidentLoader(source, config, batch, seed=3, device="cpu", **share)
 
 
+def on_device(source, batch=8, config=CROPS, workers=0, **share):
+    return DeviceLoader(source, config, batch, seed=3, workers=workers, device="cpu", **share)
+
+
 def equal(one, two):
     return len(one) == len(two) and all(
         torch.equal(a, b) for x, y in zip(one, two, strict=True) for a, b in zip(x, y, strict=True)
     )
 
 
-@pytest.mark.parametrize("loader", [by_workers, resident])
+@pytest.mark.parametrize("loader", [by_workers, resident, on_device])
 class TestEveryLoader:
     def test_gives_the_global_crops_first(self, loader, small):
         shapes = [tuple(crop.shape) for crop in next(loader(small).epoch(0))]
@@ -118,8 +126,20 @@ def test_an_unreadable_image_is_named_in_the_log(tmp_path, photos, caplog):
     assert "b.png: it is empty" in caplog.text
 
 
-def test_batches_do_not_depend_on_the_number_of_workers(source):
-    assert equal(list(by_workers(source).epoch(1)), list(by_workers(source, workers=2).epoch(1)))
+@pytest.mark.parametrize("loader", [by_workers, on_device])
+def test_batches_do_not_depend_on_the_number_of_workers(loader, source):
+    several = loader(source, workers=2)
+    assert equal(list(loader(source).epoch(1)), list(several.epoch(1)))
+
+
+@pytest.mark.parametrize("loader", [by_workers, on_device])
+def test_workers_stay_for_the_next_epoch(loader, small):
+    alone, several = loader(small), loader(small, workers=2)
+    next(several.epoch(0))  # given up in the middle
+    before = {child.pid for child in multiprocessing.active_children()}
+    assert equal(list(alone.epoch(1, 2)), list(several.epoch(1, 2)))
+    assert equal(list(alone.epoch(2)), list(several.epoch(2)))
+    assert {child.pid for child in multiprocessing.active_children()} == before
 
 
 def test_a_worker_hands_over_its_error(tmp_path):
@@ -133,13 +153,55 @@ def test_the_random_state_of_the_run_is_left_alone(small):
     before = torch.get_rng_state()
     next(by_workers(small).epoch(0))
     next(resident(small).epoch(0))
+    next(on_device(small).epoch(0))
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_both_loaders_give_the_same_crops(small):
-    for one, two in zip(by_workers(small).epoch(0), resident(small).epoch(0), strict=True):
+@pytest.mark.parametrize("other", [resident, on_device])
+def test_every_loader_gives_the_same_crops(other, small):
+    for one, two in zip(by_workers(small).epoch(0), other(small).epoch(0), strict=True):
         for a, b in zip(one, two, strict=True):
             assert (a.int() - b.int()).abs().float().mean() < 0.5
+
+
+def test_crops_do_not_depend_on_which_images_are_padded_together(small, monkeypatch):
+    at_once = next(on_device(small).epoch(0))
+    monkeypatch.setattr(device_loader, "TOGETHER", 3 * 60 * 50 * 3)
+    assert equal([at_once], [next(on_device(small).epoch(0))])
+
+
+def test_images_that_are_padded_together_stay_under_the_limit():
+    sizes = np.random.default_rng(0).integers(1, 100, (50, 2))
+    sizes[7] = (4000, 10)
+    groups = together(sizes, most=30_000)
+    assert sorted(row for group in groups for row in group) == list(range(50))
+    padded = [len(group) * sizes[group].max(axis=0).prod() for group in groups]
+    assert all(size <= 30_000 for size, group in zip(padded, groups, strict=True) if 7 not in group)
+    assert [7] in groups
+    assert len(groups) < 20
+
+
+def test_an_image_that_no_decoder_reduces_is_reduced_before_it_is_copied(tmp_path):
+    with Image.open(dataset("photos") / "kodak01.jpg") as photo:
+        photo.convert("RGB").resize((1537, 1023)).save(tmp_path / "large.png")
+    source = ImageFolder.open(tmp_path)
+    crops = CROPS.model_copy(update={"local_scale": (0.1, 0.4)})
+    loader = on_device(source, batch=1, config=crops)
+    (batch,) = loader._workers.epoch(0, 0)
+    assert batch.sizes.tolist() == [[192, 127]]
+    full = next(by_workers(source, batch=1, config=crops).epoch(0))
+    for one, two in zip(next(loader.epoch(0)), full, strict=True):
+        assert (one.int() - two.int()).abs().float().mean() < 6
+
+
+def test_images_that_would_fill_the_device_are_refused_before_all_are_decoded(small, monkeypatch):
+    asked = []
+    picture = small.picture
+    monkeypatch.setattr(small, "picture", lambda index: asked.append(index) or picture(index))
+    monkeypatch.setattr(loaders, "memory", lambda device: 10_000)
+    with pytest.raises(DataError, match=r"bytes, and cpu has 10,000, .*; set resident=false"):
+        resident(small)
+    assert len(asked) < len(small)
 
 
 def test_the_crops_are_pillows(small):
@@ -192,7 +254,7 @@ def test_a_crop_that_needs_all_pixels_has_them(tmp_path, photos, monkeypatch):
 
 
 @pytest.mark.parametrize("channels", [1, 5])
-@pytest.mark.parametrize("loader", [by_workers, resident])
+@pytest.mark.parametrize("loader", [by_workers, resident, on_device])
 def test_images_of_other_channels_keep_them(loader, channels, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (16, 28, 28, channels), np.uint8)
     np.savez(tmp_path / "set.npz", train_x=pixels)
