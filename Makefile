@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench train gpu gpu-tests gpu-bench gpu-train clean
+.PHONY: help serve test lint format bench train gpu gpu-tests gpu-bench gpu-train gpu-rivals clean
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -53,6 +53,10 @@ gpu-train: $(VENV)/.gpu
 	timeout $(LIMIT) $(BIN)/python -m training.cli run imagenette-vitt8-gpu --out $(RUN) \
 		data=$(DATA)/train evaluation.data=$(DATA)/val
 	cp $(RUN)/evaluations.jsonl $(RUN)/recipe.yaml $(RUN)/report.html $(OUT)/
+
+gpu-rivals: $(VENV)/.gpu
+	$(BIN)/python -m benchmarks.training.rivals $(CIFAR10) --recipe cifar10-vitt4 --device cuda \
+		--jobs 1 --out $(dir $(RUN))rivals --results $(OUT)
 
 clean: ## Remove the virtual environment and the caches
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,11 +1,12 @@
-"""The nine rows of DINO's Table 7 in miniature: ViT, Fashion-MNIST, three seeds each.
+"""The nine rows of DINO's Table 7 in miniature, three seeds each.
 
     python -m benchmarks.training.rivals DATA/fashion_mnist.npz
+    python -m benchmarks.training.rivals DATA/cifar10 --recipe cifar10-vitt4 --device cuda --jobs 1
 
-Every row is `foveal-train run fashion-vitn4` with the overrides below: the same network, images,
-epochs, learning rate and head; what the authors set otherwise for the rivals (contrast temperature
-0.1, no clipping) is set here, too. One process a core, one thread each. An interrupted run of this
-command goes on where it stopped. Writes benchmarks/results/rivals.json, .md and .svg.
+Every row is `foveal-train run RECIPE` with the overrides below: the same network, images, epochs,
+learning rate and head; what the authors set otherwise for the rivals (contrast temperature 0.1, no
+clipping) is set here, too. On a processor there is one process a core, of one thread. An
+interrupted run of this command goes on where it stopped. Writes rivals-RECIPE.json, .md and .svg.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import machine
+from training.assessment import splits
 
 RESULTS = Path(__file__).parents[1] / "results"
 SEEDS = (0, 1, 2)
 WITHOUT_MULTI_CROP = ("crops.local_count=0", "crops.global_scale=[0.14,1]")
 RIVAL = ("optimizer.clip_grad=null",)
-WITHOUT_PROTOTYPES = ("head={hidden: 256, bottleneck: 64, batch_norm: true}",)
+# Their default, which an objective without prototypes takes for none.
+WITHOUT_PROTOTYPES = ("head.prototypes=65536",)
 
 
 class Row(NamedTuple):
@@ -76,36 +79,42 @@ ROWS = (
 def main() -> None:
     """Train what is not trained yet, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, help="fashion_mnist.npz")
+    parser.add_argument("data", help="an .npz file, or a folder with train/ and test/")
+    parser.add_argument("--recipe", default="fashion-vitn4")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time")
     parser.add_argument("--out", type=Path, default=Path("runs/rivals"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     arguments = parser.parse_args()
     jobs = [(row, seed) for seed in arguments.seeds for row in ROWS]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        runs = list(pool.map(lambda job: train(*job, arguments.data, arguments.out), jobs))
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        runs = list(pool.map(lambda job: train(*job, arguments), jobs))
     table = [
         summary(row, [run for (r, _), run in zip(jobs, runs, strict=True) if r is row])
         for row in ROWS
     ]
     result = {"machine": machine.describe("torch", "numpy"), "rows": table}
-    (RESULTS / "rivals.json").write_text(json.dumps(result, indent=2) + "\n")
-    (RESULTS / "rivals.md").write_text(markdown(table))
-    plot(table, arguments.out, RESULTS / "rivals.svg")
+    results = arguments.results / f"rivals-{arguments.recipe}"
+    results.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
+    results.with_suffix(".md").write_text(markdown(table))
+    plot(table, arguments.out, results.with_suffix(".svg"))
     print(markdown(table))
 
 
-def train(row: Row, seed: int, data: Path, out: Path) -> dict[str, Any]:
+def train(row: Row, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """One run, to its end; what it came to."""
-    folder = out / f"{row.number}-{seed}"
+    folder = arguments.out / f"{row.number}-{seed}"
     done = folder / "report.html"
     if not done.exists():
-        command = [Path(sys.executable).parent / "foveal-train", "run", "fashion-vitn4"]
-        command += [f"data={data}#train", f"evaluation.data={data}#test", f"seed={seed}"]
-        command += [*row.overrides, "--out", folder, "--device", "cpu"]
+        images, held_out = splits(arguments.data)
+        command = [sys.executable, "-m", "training.cli", "run", arguments.recipe]
+        command += [f"data={images}", f"evaluation.data={held_out}", f"seed={seed}"]
+        command += [*row.overrides, "--out", str(folder), "--device", arguments.device]
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "console.txt").open("a") as console:
             subprocess.run(
-                [str(part) for part in command],
+                command,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdout=console,
                 stderr=console,
