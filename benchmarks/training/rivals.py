@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 from benchmarks import machine
 from training.assessment import splits
+from training.config import Recipe
+from training.monitor import Monitor
 
 RESULTS = Path(__file__).parents[1] / "results"
 SEEDS = (0, 1, 2)
@@ -127,8 +129,22 @@ def train(row: Row, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
         "knn": evaluations[-1]["knn"],
         "curve": [[e["epoch"] + 1, e["knn"]] for e in evaluations],
         "deviation": log[-1]["deviation"],
-        "warnings": [w["message"] for w in lines(folder / "warnings.jsonl")],
+        "warnings": warnings(folder / "recipe.yaml", log),
     }
+
+
+def warnings(recipe: Path, log: list[dict[str, Any]]) -> list[str]:
+    """What the monitor says of a run as it is now, whatever it was when the run was done."""
+    loaded = Recipe.load(str(recipe))
+    monitor = Monitor(
+        loaded.head.prototypes if "entropy" in log[0] else None,
+        grace=(loaded.optimizer.warmup_epochs + 1) * log[-1]["steps"] // loaded.epochs,
+    )
+    return [
+        f"step {record['step']}: {message}"
+        for record in log
+        for message in monitor.watch(record["step"], record["loss"], record)
+    ]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

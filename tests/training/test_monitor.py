@@ -102,7 +102,7 @@ def test_one_noisy_step_does_not_warn():
 
 def test_a_value_at_the_threshold_is_said_once_and_again_only_after_a_recovery():
     monitor = Monitor(K, GRACE)
-    at_the_edge = {**HEALTHY, "deviation": 0.1}
+    at_the_edge = {**HEALTHY, "deviation": 0.12}
     assert len(follow(monitor, 5000, noise=0.5, **at_the_edge)) == 1
     assert follow(monitor, 1000, 5000, **HEALTHY) == {}
     assert len(follow(monitor, 5000, 6000, noise=0.5, **at_the_edge)) == 1
