@@ -96,8 +96,11 @@ def ask(address, photo):
     ("arguments", "words"),
     [
         (["run", "nonesuch"], "no recipe 'nonesuch'"),
-        (["run", "imagenette-vitt8", "epoch=3"], "epoch: Extra inputs"),
-        (["run", "imagenette-vitt8", "data=/nowhere"], "data folder /nowhere does not exist"),
+        (
+            ["run", "imagenette-vitt8", "epoch=3"],
+            "epoch: a recipe has no such key; did you mean epochs",
+        ),
+        (["run", "imagenette-vitt8", "data=/nowhere"], "there is nothing at /nowhere"),
         (["evaluate", "/nowhere/last.pt", "--data", "/nowhere"], "no checkpoint at"),
     ],
 )
