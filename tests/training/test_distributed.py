@@ -75,7 +75,7 @@ def test_two_processes_compute_what_one_does(folder, name):
     records, state = torch.load(folder / f"steps/{name}.pt")
     expected_records, expected = losses(small(**RECIPES[name]), steps=5)
     for record, wanted in zip(records, expected_records, strict=True):
-        assert record == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+        assert record == pytest.approx(wanted, rel=1e-4, abs=1e-4)
     if name == "adamw":
         moments = (
             {

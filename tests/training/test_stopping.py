@@ -87,6 +87,15 @@ def test_a_full_disk_ends_the_run_and_leaves_the_previous_checkpoint(
 
 
 def test_a_second_signal_takes_its_usual_course():
+    # A shell starts what runs in the background with SIGINT ignored.
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        the_second_signal_interrupts()
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def the_second_signal_interrupts():
     before = signal.getsignal(signal.SIGTERM)
     with Stopping() as stopping:
         assert stopping.signal == 0
