@@ -31,13 +31,11 @@ class Trained(NamedTuple):
         recipe: Of the run.
         step: Steps that it has done.
         backbone: The network that is kept, in evaluation mode.
-        untrained: The one that the recipe starts from, likewise.
     """
 
     recipe: Recipe
     step: int
     backbone: Backbone
-    untrained: Backbone
 
 
 def load_trained(path: Path) -> Trained:
@@ -53,9 +51,9 @@ def load_trained(path: Path) -> Trained:
             f"{path} is no checkpoint of `foveal-train run`; `foveal-train import` reads others"
         )
     recipe = Recipe.check(state["recipe"], str(path))
-    untrained, objective = build(recipe).backbone, build(recipe)
+    objective = build(recipe)
     objective.load_state_dict(state["objective"])
-    return Trained(recipe, state["step"], objective.backbone.eval(), untrained.eval())
+    return Trained(recipe, state["step"], objective.backbone.eval())
 
 
 class Assessment:
@@ -83,8 +81,9 @@ class Assessment:
         """Of the trained network, or of a floor instead."""
         if instead is Floor.PIXELS:
             return self._pixels(report)
-        backbone = trained.untrained if instead is Floor.UNTRAINED else trained.backbone
-        return self.validation.accuracy(backbone, report)
+        if instead is Floor.UNTRAINED:
+            return self.validation.accuracy(build(trained.recipe).backbone, report)
+        return self.validation.accuracy(trained.backbone, report)
 
     def _pixels(self, report: Report) -> float:
         train, held_out = self.validation.train, self.validation.held_out

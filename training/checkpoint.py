@@ -55,6 +55,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
+        self._written = -1
 
     @property
     def last(self) -> Path:
@@ -68,7 +69,10 @@ class Checkpoints:
             CheckpointError: The disk is full or cannot be written.
         """
         path = self.folder / f"step-{state['step']:08d}.pt"
-        save(path, state)
+        # A step that is both due and the best is one file of two names.
+        if state["step"] != self._written:
+            save(path, state)
+            self._written = state["step"]
         for name in (LAST, BEST) if best else (LAST,):
             _name(path, self.folder / name)
         for old in sorted(self.folder.glob(STEPS))[: -self.keep]:

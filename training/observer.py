@@ -61,9 +61,7 @@ class Observer:
         listener: Listener,
     ) -> None:
         self.recipe, self.trainer, self.journal, self.listener = recipe, trainer, journal, listener
-        # Every run starts out collapsed: the warm-up and one epoch are left to it.
-        grace = (recipe.optimizer.warmup_epochs + 1) * trainer.steps_per_epoch
-        self.monitor = Monitor(trainer.objective.outcomes, grace)
+        self.monitor = monitor(recipe, trainer.objective.outcomes, trainer.steps_per_epoch)
         past = list(read(folder / EVALUATIONS))
         self.best = max((e["knn"] for e in past), default=0.0)
         self.evaluated = max((e["step"] for e in past), default=0)
@@ -105,3 +103,16 @@ class Observer:
         self.journal.evaluation({"step": step, "epoch": epoch, "knn": accuracy})
         best, self.best = accuracy > self.best, max(accuracy, self.best)
         return best
+
+
+def monitor(recipe: Recipe, outcomes: int | None, steps_per_epoch: int) -> Monitor:
+    """The monitor of a run.
+
+    Every run starts out collapsed: the warm-up and one epoch are left to it.
+
+    Args:
+        recipe: Of the run.
+        outcomes: Number K of its targets' outcomes, where they are distributions.
+        steps_per_epoch: Of its loader.
+    """
+    return Monitor(outcomes, grace=(recipe.optimizer.warmup_epochs + 1) * steps_per_epoch)

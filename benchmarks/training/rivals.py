@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from benchmarks import machine
 from training.assessment import splits
 from training.config import Recipe
-from training.monitor import Monitor
+from training.observer import monitor
 
 RESULTS = Path(__file__).parents[1] / "results"
 SEEDS = (0, 1, 2)
@@ -136,14 +136,12 @@ def train(row: Row, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
 def warnings(recipe: Path, log: list[dict[str, Any]]) -> list[str]:
     """What the monitor says of a run as it is now, whatever it was when the run was done."""
     loaded = Recipe.load(str(recipe))
-    monitor = Monitor(
-        loaded.head.prototypes if "entropy" in log[0] else None,
-        grace=(loaded.optimizer.warmup_epochs + 1) * log[-1]["steps"] // loaded.epochs,
-    )
+    outcomes = loaded.head.prototypes if "entropy" in log[0] else None
+    watching = monitor(loaded, outcomes, log[-1]["steps"] // loaded.epochs)
     return [
         f"step {record['step']}: {message}"
         for record in log
-        for message in monitor.watch(record["step"], record["loss"], record)
+        for message in watching.watch(record["step"], record["loss"], record)
     ]
 
 

@@ -152,10 +152,10 @@ def test_data_without_held_out_images(foveal_train, run, tmp_path):
     assert "val, test" in printed
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there(foveal_train, data):
+    absent = "xpu" if torch.cuda.is_available() else "cuda"
     code, printed = foveal_train(
-        "run", "imagenette-vitt8", f"data={data}/train", *TINY[:-1], "cuda"
+        "run", "imagenette-vitt8", f"data={data}/train", *TINY[:-1], absent
     )
     assert code == 1
     assert "use auto or cpu" in printed

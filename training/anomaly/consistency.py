@@ -16,8 +16,8 @@ from training.anomaly.augment import mask_patches
 from training.anomaly.guidance import Guidance
 from training.models.backbone import Backbone
 from training.models.heads import DINOHead
-from training.objectives.base import GLOBAL_CROPS, Losses, Moment, deviation
-from training.objectives.dino import DINO, cross_entropy
+from training.objectives.base import GLOBAL_CROPS, Losses, Moment
+from training.objectives.dino import DINO, distillation
 from training.objectives.targets import Centering
 
 
@@ -52,10 +52,5 @@ class MaskedDINO(DINO):
             masked = mask_patches(views, guide, self.generator).images
         log_targets = self.targets(logits.float(), moment.temperature)
         _, student = self.student(list(masked.chunk(GLOBAL_CROPS)))
-        loss, entropy = cross_entropy(student.float(), log_targets, self.temperature)
-        measures = {
-            "entropy": entropy,
-            "kl": loss.detach() - entropy,
-            "deviation": deviation(seen.embedding.unflatten(0, (GLOBAL_CROPS, -1))),
-        }
-        return Losses(loss, measures)
+        embeddings = seen.embedding.unflatten(0, (GLOBAL_CROPS, -1))
+        return distillation(student, log_targets, self.temperature, embeddings)

@@ -14,10 +14,17 @@ from torch.nn import functional as F
 
 from training.data.ahead import ahead
 from training.data.crops import CropConfig
-from training.data.loader import Boxes, Pixels, cut, decoded, finish
+from training.data.loader import (
+    Boxes,
+    Pixels,
+    cut,
+    decoded,
+    finish,
+    rescaled,
+    spare_reduction,
+)
 from training.data.plan import Plan
 from training.data.sources import Source
-from training.data.sources.picture import REDUCTIONS
 from training.data.views import Numbers
 from training.data.workers import Workers
 
@@ -130,15 +137,13 @@ def _small_enough(
 ) -> tuple[Pixels, Boxes]:
     """An image that is no larger than its crops need, whatever its format, and their boxes."""
     pixels, drawn = decoded(source, config, uniform, index)
-    spare = ((drawn[:, 2:] - drawn[:, :2]).min(axis=1) / config.sides).min()
-    by = next((reduction for reduction in REDUCTIONS if reduction <= spare), 1)
+    by = spare_reduction(drawn, config)
     if by == 1:
         return pixels, drawn
     planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     smaller = F.interpolate(planes, scale_factor=1 / by, mode="bilinear", antialias=True)[0]
     reduced = smaller.permute(1, 2, 0).contiguous().numpy()
-    factor = np.tile(reduced.shape[1::-1], 2) / np.tile(pixels.shape[1::-1], 2)
-    return reduced, np.rint(drawn * factor).astype(np.int64)
+    return reduced, rescaled(drawn, pixels.shape[1::-1], reduced)
 
 
 def _flat(images: list[tuple[Pixels, Boxes]], uniform: Numbers) -> Decoded:

@@ -42,10 +42,21 @@ def decoded(
     """
     picture = source.picture(index)
     drawn = boxes(config, uniform[None], np.array([picture.size]))[0]
+    pixels = picture.pixels(spare_reduction(drawn, config))
+    return pixels, rescaled(drawn, picture.size, pixels)
+
+
+def spare_reduction(drawn: Boxes, config: CropConfig) -> int:
+    """By how much an image may be reduced so that none of its crops has to be enlarged for it."""
     spare = ((drawn[:, 2:] - drawn[:, :2]).min(axis=1) / config.sides).min()
-    pixels = picture.pixels(next((reduction for reduction in REDUCTIONS if reduction <= spare), 1))
-    reduced = np.tile(pixels.shape[1::-1], 2) / np.tile(picture.size, 2)
-    return pixels, np.rint(drawn * reduced).astype(np.int64)
+    return next((reduction for reduction in REDUCTIONS if reduction <= spare), 1)
+
+
+def rescaled(drawn: Boxes, size: tuple[int, ...], pixels: Pixels) -> Boxes:
+    """Boxes of an image of `size` (width, height) in its reduced pixels."""
+    factor = np.tile(pixels.shape[1::-1], 2) / np.tile(size, 2)
+    reduced: Boxes = np.rint(drawn * factor).astype(np.int64)
+    return reduced
 
 
 def _resized_crops(

@@ -85,23 +85,22 @@ def batches(
     """
 
     def prepare(index: int) -> NDArray[np.uint8] | None:
-        try:
-            pixels = np.asarray(fit(source.image(index), spec, View(), LIMITS))
-        except Unreadable as error:
-            log.warning("%s is left out: %s", source.title(index), error)
+        image = readable(source, index)
+        if image is None:
             return None
+        pixels = np.asarray(fit(image, spec, View(), LIMITS))
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
-    readable = 0
+    some = False
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(indices), BATCH):
             chosen = indices[start : start + BATCH]
             prepared = zip(chosen, pool.map(prepare, chosen), strict=True)
             found = [(index, pixels) for index, pixels in prepared if pixels is not None]
             if found:
-                readable += len(found)
+                some = True
                 yield [index for index, _ in found], np.stack([pixels for _, pixels in found])
-    if readable == 0:
+    if not some:
         raise DataError(f"none of {len(indices)} images of {source.name} can be read")
 
 
@@ -118,12 +117,20 @@ def raw_pixels(source: Source, report: Report = lambda count: None) -> Embedded:
     rows: list[NDArray[np.float32]] = []
     kept: list[int] = []
     for index in range(len(source)):
-        try:
-            small = source.image(index).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
-        except Unreadable as error:
-            log.warning("%s is left out: %s", source.title(index), error)
+        image = readable(source, index)
+        if image is None:
             continue
+        small = image.resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
         rows.append(np.asarray(small, np.float32).ravel())
         kept.append(index)
         report(1)
     return Embedded(np.stack(rows), kept)
+
+
+def readable(source: Source, index: int) -> Image.Image | None:
+    """An image, or a warning and None."""
+    try:
+        return source.image(index)
+    except Unreadable as error:
+        log.warning("%s is left out: %s", source.title(index), error)
+        return None

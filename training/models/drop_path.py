@@ -6,8 +6,9 @@ Source: Huang et al., "Deep Networks with Stochastic Depth" (2016).
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from training import distributed
 
 
 class DropPath(nn.Module):
@@ -34,9 +35,9 @@ class DropPath(nn.Module):
         """[batch, ...] -> the same shape."""
         if not self.training or self.rate == 0.0:
             return residual
-        together = dist.is_available() and dist.is_initialized()
-        rank, world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
-        numbers = torch.rand(len(residual) * world, device=residual.device)[rank::world]
+        world = distributed.world()
+        numbers = torch.rand(len(residual) * world, device=residual.device)
+        numbers = numbers[distributed.rank() :: world]
         factors = (numbers >= self.rate).to(residual.dtype) / (1.0 - self.rate)
         return residual * factors.view(-1, *[1] * (residual.ndim - 1))
 

@@ -11,14 +11,13 @@ from training.objectives.base import (
     Losses,
     Moment,
     Network,
-    Objective,
     deviation,
 )
 from training.objectives.dino import squared_distance
-from training.objectives.teachers import Follows, Teacher
+from training.objectives.teachers import Follows, Taught
 
 
-class BYOL(Objective):
+class BYOL(Taught[Network[ProjectionHead]]):
     """The student's prediction approaches the teacher's projection, both at unit length.
 
     Args:
@@ -30,14 +29,7 @@ class BYOL(Objective):
     def __init__(
         self, backbone: Backbone, head: ProjectionHead, follows: Follows = Follows.MOMENTUM
     ) -> None:
-        super().__init__()
-        self.student = Network(backbone, head)
-        self.teacher = Teacher(self.student, follows)
-
-    @property
-    def backbone(self) -> Backbone:
-        """The teacher's."""
-        return self.teacher.backbone
+        super().__init__(Network(backbone, head), follows)
 
     def forward(self, crops: list[Tensor], moment: Moment) -> Losses:
         """See `Objective`."""
@@ -45,7 +37,3 @@ class BYOL(Objective):
         _, predictions = self.student(crops)
         loss = squared_distance(predictions.float(), targets.float())
         return Losses(loss, {"deviation": deviation(embeddings)})
-
-    def update(self, moment: Moment) -> None:
-        """Move the teacher."""
-        self.teacher.update(self.student, moment)

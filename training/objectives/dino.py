@@ -23,14 +23,13 @@ from training.objectives.base import (
     Losses,
     Moment,
     Network,
-    Objective,
     deviation,
 )
 from training.objectives.targets import Centering, SinkhornKnopp
-from training.objectives.teachers import Follows, Teacher
+from training.objectives.teachers import Follows, Taught
 
 
-class DINO(Objective):
+class DINO(Taught[Network[DINOHead]]):
     """Student and teacher give an image's views one distribution over prototypes.
 
     Args:
@@ -49,17 +48,10 @@ class DINO(Objective):
         follows: Follows = Follows.MOMENTUM,
         temperature: float = 0.1,
     ) -> None:
-        super().__init__()
-        self.student = Network(backbone, head)
-        self.teacher = Teacher(self.student, follows)
+        super().__init__(Network(backbone, head), follows)
         self.targets = targets
         self.temperature = temperature
         self.outcomes = head.prototypes
-
-    @property
-    def backbone(self) -> Backbone:
-        """The teacher's."""
-        return self.teacher.backbone
 
     def last_layers(self) -> Iterator[nn.Parameter]:
         """The student's prototypes."""
@@ -70,17 +62,11 @@ class DINO(Objective):
         embeddings, logits = self.teacher(crops[:GLOBAL_CROPS])
         log_targets = self.targets(logits.float(), moment.temperature)
         _, student = self.student(crops)
-        loss, entropy = cross_entropy(student.float(), log_targets, self.temperature)
-        measures = {
-            "entropy": entropy,
-            "kl": loss.detach() - entropy,
-            "deviation": deviation(embeddings),
-        }
-        return Losses(loss, measures)
+        return distillation(student, log_targets, self.temperature, embeddings)
 
     def update(self, moment: Moment) -> None:
         """Move the teacher and the centre."""
-        self.teacher.update(self.student, moment)
+        super().update(moment)
         self.targets.update()
 
 
@@ -108,6 +94,26 @@ class DINOWithMSE(DINO):
         _, student = self.student(crops)
         loss = squared_distance(student.float(), targets)
         return Losses(loss, {"deviation": deviation(embeddings)})
+
+
+def distillation(
+    student: Tensor, log_targets: Tensor, temperature: float, embeddings: Tensor
+) -> Losses:
+    """The student's cross-entropy to the targets, with all that is to be seen of it.
+
+    Args:
+        student: Logits [views, batch, K], the target views' own first.
+        log_targets: Logarithms of the distributions to match, [targets, batch, K].
+        temperature: tau_s.
+        embeddings: What the targets were made of, [targets, batch, dim].
+    """
+    loss, entropy = cross_entropy(student.float(), log_targets, temperature)
+    measures = {
+        "entropy": entropy,
+        "kl": loss.detach() - entropy,
+        "deviation": deviation(embeddings),
+    }
+    return Losses(loss, measures)
 
 
 def cross_entropy(

@@ -22,13 +22,11 @@ from training.objectives.base import (
     GLOBAL_CROPS,
     Losses,
     Moment,
-    Objective,
-    deviation,
     same_size,
 )
-from training.objectives.dino import cross_entropy
+from training.objectives.dino import distillation
 from training.objectives.targets import Centering
-from training.objectives.teachers import Follows, Teacher
+from training.objectives.teachers import Follows, Taught
 
 
 class Views(NamedTuple):
@@ -69,7 +67,7 @@ class RegionNetwork(nn.Module):
         return Views(stacked, self.head(stacked), tokens, region_logits)
 
 
-class EsViT(Objective):
+class EsViT(Taught[RegionNetwork]):
     """Student and teacher agree on views and on the regions that match best.
 
     Args:
@@ -94,19 +92,12 @@ class EsViT(Objective):
         temperature: float = 0.1,
         view_epochs: int = 0,
     ) -> None:
-        super().__init__()
-        self.student = RegionNetwork(backbone, head, region_head)
-        self.teacher = Teacher(self.student, follows)
+        super().__init__(RegionNetwork(backbone, head, region_head), follows)
         self.centering = centering
         self.region_centering = region_centering
         self.temperature = temperature
         self.view_epochs = view_epochs
         self.outcomes = head.prototypes
-
-    @property
-    def backbone(self) -> Backbone:
-        """The teacher's."""
-        return self.teacher.backbone
 
     def last_layers(self) -> Iterator[nn.Parameter]:
         """The prototypes of both of the student's heads."""
@@ -119,12 +110,9 @@ class EsViT(Objective):
         teacher: Views = self.teacher(crops[:GLOBAL_CROPS], regions)
         student: Views = self.student(crops, regions)
         log_targets = self.centering(teacher.logits.float(), moment.temperature)
-        loss, entropy = cross_entropy(student.logits.float(), log_targets, self.temperature)
-        measures = {
-            "entropy": entropy,
-            "kl": loss.detach() - entropy,
-            "deviation": deviation(teacher.embeddings),
-        }
+        loss, measures = distillation(
+            student.logits, log_targets, self.temperature, teacher.embeddings
+        )
         if regions:
             logits = torch.stack(teacher.region_logits).float()
             log_regions = self.region_centering(logits, moment.temperature)
@@ -137,7 +125,7 @@ class EsViT(Objective):
 
     def update(self, moment: Moment) -> None:
         """Move the teacher and both centres."""
-        self.teacher.update(self.student, moment)
+        super().update(moment)
         self.centering.update()
         if moment.epoch >= self.view_epochs:
             self.region_centering.update()

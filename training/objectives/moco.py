@@ -17,13 +17,12 @@ from training.objectives.base import (
     Losses,
     Moment,
     Network,
-    Objective,
     deviation,
 )
-from training.objectives.teachers import Follows, Teacher
+from training.objectives.teachers import Follows, Taught
 
 
-class MoCo(Objective):
+class MoCo(Taught[Network[ProjectionHead]]):
     """Queries of the student find their key of the teacher among the queue's.
 
     Args:
@@ -46,17 +45,10 @@ class MoCo(Objective):
         follows: Follows = Follows.MOMENTUM,
         temperature: float = 0.2,
     ) -> None:
-        super().__init__()
-        self.student = Network(backbone, head)
-        self.teacher = Teacher(self.student, follows)
+        super().__init__(Network(backbone, head), follows)
         self.temperature = temperature
         self.register_buffer("queue", F.normalize(torch.randn(queue, width), dim=1))
         self._keys: list[Tensor] = []
-
-    @property
-    def backbone(self) -> Backbone:
-        """The teacher's."""
-        return self.teacher.backbone
 
     def forward(self, crops: list[Tensor], moment: Moment) -> Losses:
         """See `Objective`."""
@@ -75,7 +67,7 @@ class MoCo(Objective):
 
     def update(self, moment: Moment) -> None:
         """Move the teacher; the newest keys take the oldest ones' places."""
-        self.teacher.update(self.student, moment)
+        super().update(moment)
         keys = torch.cat(self._keys, dim=1)
         self._keys.clear()
         newest = torch.cat([distributed.gather(view) for view in keys])

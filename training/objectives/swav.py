@@ -18,9 +18,8 @@ from training.objectives.base import (
     Moment,
     Network,
     Objective,
-    deviation,
 )
-from training.objectives.dino import cross_entropy
+from training.objectives.dino import distillation
 from training.objectives.targets import SinkhornKnopp
 
 
@@ -56,12 +55,5 @@ class SwAV(Objective):
     def forward(self, crops: list[Tensor], moment: Moment) -> Losses:
         """See `Objective`."""
         embeddings, scores = self.student(crops)
-        scores = scores.float()
-        log_codes = self.codes(scores[:GLOBAL_CROPS].detach(), self.epsilon)
-        loss, entropy = cross_entropy(scores, log_codes, self.temperature)
-        measures = {
-            "entropy": entropy,
-            "kl": loss.detach() - entropy,
-            "deviation": deviation(embeddings[:GLOBAL_CROPS].detach()),
-        }
-        return Losses(loss, measures)
+        log_codes = self.codes(scores[:GLOBAL_CROPS].detach().float(), self.epsilon)
+        return distillation(scores, log_codes, self.temperature, embeddings[:GLOBAL_CROPS])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from enum import StrEnum
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from training.models.backbone import Backbone
 from training.models.drop_path import DropPath
 from training.models.heads import Head
-from training.objectives.base import Moment
+from training.objectives.base import Moment, Objective
 
 
 class Follows(StrEnum):
@@ -73,6 +73,34 @@ class Teacher(nn.Module):
                 assert self.earlier is not None
                 follow(self.network, self.earlier, 0.0)
                 follow(self.earlier, student, 0.0)
+
+
+StudentType = TypeVar("StudentType", bound=nn.Module)
+
+
+class Taught(Objective, Generic[StudentType]):
+    """A student that learns from a teacher, which follows it and is kept.
+
+    Args:
+        student: With stochastic depth and a predictor as it wants them.
+        follows: How the teacher follows.
+    """
+
+    student: StudentType
+
+    def __init__(self, student: StudentType, follows: Follows) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = Teacher(student, follows)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The teacher's."""
+        return self.teacher.backbone
+
+    def update(self, moment: Moment) -> None:
+        """Move the teacher."""
+        self.teacher.update(self.student, moment)
 
 
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:

@@ -24,7 +24,7 @@ def test_the_boxes_of_dark_patches_are_dark(steel):
 
 def test_a_box_counts_from_one_and_includes_its_corners():
     corners = "<xmin>1</xmin><ymin>2</ymin><xmax>3</xmax><ymax>4</ymax>"
-    tree = ElementTree.fromstring(f"<a><bndbox>{corners}</bndbox></a>")  # noqa: S314
+    tree = ElementTree.fromstring(f"<a><bndbox>{corners}</bndbox></a>")  # noqa: S314  (our own text)
     assert np.argwhere(inside(tree, (5, 5))).tolist() == [
         [y, x] for y in (1, 2, 3) for x in (0, 1, 2)
     ]

@@ -116,7 +116,7 @@ def test_the_page_stands_alone_and_its_pictures_are_pictures(run):
     assert all(address.startswith("data:image/") for address in page.outside)
     head, svg = page.image("loss")
     assert "svg" in head
-    assert ElementTree.fromstring(svg).tag.endswith("svg")  # noqa: S314
+    assert ElementTree.fromstring(svg).tag.endswith("svg")  # noqa: S314  (our own text)
     head, png = page.image("Attention")
     assert "png" in head
     width, height = Image.open(io.BytesIO(png)).size
