@@ -9,38 +9,34 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from service import __version__
-from service.bundle import Bundle
-from service.engines.onnx import OnnxEngine
 from service.index.local import LocalIndex
-from service.pipeline import Pipeline
+from service.models import Models
 from service.routes import attention, collections, embed, ops, page, problems, similar
 from service.routes.gateway import Gateway
 from service.settings import Settings
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Load the model, open the index and build the application.
+    """Load the models, open the index and build the application.
 
-    The lifespan warms the model up before the first request is taken, and on shutdown answers
+    The lifespan warms the models up before the first request is taken, and on shutdown answers
     what is in flight before it closes both.
 
     Raises:
-        BundleError: The bundle is missing or damaged, or its graph is not the contract's.
+        BundleError: A bundle is missing or damaged, or its graph is not the contract's.
         IndexUnavailable: The index's folder is in use or cannot be opened.
     """
-    bundle = Bundle.load(settings.model)
-    pipeline = Pipeline(bundle, OnnxEngine(bundle, settings.threads), settings)
-    gateway = Gateway(settings, bundle.manifest, pipeline, LocalIndex(settings.data))
+    gateway = Gateway(settings, Models(settings), LocalIndex(settings.data))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await pipeline.start()
+        await gateway.models.start()
         # What start-up made lives as long as the process: the collector need not look at it again.
         gc.freeze()
         try:
             yield
         finally:
-            await pipeline.close()
+            await gateway.models.close()
             await gateway.index.close()
 
     app = FastAPI(

@@ -76,7 +76,7 @@ def serve(
             proxy_headers=False,
             timeout_graceful_shutdown=round(settings.request_timeout),
         ),
-        app.state.gateway.manifest,
+        app.state.gateway.model().manifest,
     )
     with contextlib.suppress(KeyboardInterrupt):
         server.run([listener])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from service.batching import Batcher, Image, within
@@ -39,27 +39,35 @@ class Pipeline:
     Args:
         bundle: The model.
         engine: Runs it.
-        settings: Threads, limits, and the sizes of queue and cache.
+        settings: Limits, and the size of the queue.
+        cache: Holds outputs computed before, of this model and of others.
+        decoder: Threads that decode, for this model and for others.
 
     Attributes:
         batcher: Holds the images that are decoded and wait for the engine.
-        cache: Holds outputs computed before.
         requests: How many images were answered how: `hit`, `miss` or `coalesced`.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, settings: Settings) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        settings: Settings,
+        cache: MemoryCache,
+        decoder: Executor,
+    ) -> None:
         self.batcher = Batcher(engine, settings.max_queue)
-        self.cache = MemoryCache(settings.cache_bytes)
         self.requests: Counter[str] = Counter()
         self._bundle = bundle
         self._engine = engine
+        self._cache = cache
+        self._decoder = decoder
         self._max_queue = settings.max_queue
         self._limits = Limits(
             bytes=settings.max_image_bytes,
             pixels=settings.max_pixels,
             patches=settings.max_patches,
         )
-        self._pool = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         self._open = False
         self._decoding: set[asyncio.Future[Image]] = set()
         self._flights: dict[str, _Flight] = {}
@@ -82,7 +90,6 @@ class Pipeline:
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self.batcher.close()
-        await asyncio.to_thread(self._pool.shutdown)
         await self._engine.close()
 
     async def run(
@@ -116,7 +123,7 @@ class Pipeline:
             keys = {name: f"{key}:{name}" for name in outputs}
             answer: Outputs = {}
             for output_key in keys.values():
-                answer |= self.cache.get(output_key) or {}
+                answer |= self._cache.get(output_key) or {}
             missing = {name: key for name, key in keys.items() if name not in answer}
             if missing:
                 answer = await self._join(data, view, missing, deadline) | answer
@@ -182,7 +189,7 @@ class Pipeline:
             answer = await self._submit(flight, image)
             for name, array in answer.items():
                 array.setflags(write=False)
-                self.cache.put(flight.keys[name], {name: array})
+                self._cache.put(flight.keys[name], {name: array})
             return answer
         finally:
             self._forget(flight)
@@ -208,7 +215,7 @@ class Pipeline:
                 retry_after=1,
             )
         image = asyncio.get_running_loop().run_in_executor(
-            self._pool, prepare, data, self._bundle.manifest.input, view, self._limits
+            self._decoder, prepare, data, self._bundle.manifest.input, view, self._limits
         )
         self._decoding.add(image)
         image.add_done_callback(self._decoding.discard)

@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 to be reachable.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
     model: Path = Field(bundle.DEFAULT, description="Folder of the bundle to serve.")
+    repository: Path | None = Field(
+        None, description="Folder of further bundles, to serve several models at once."
+    )
     data: Path = Field(
         Path.home() / ".local/share/foveal", description="Folder of the local index."
     )

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from service.engines.base import Outputs
 from service.errors import AllImagesFailed, FovealError, InvalidOption
 from service.images import View
+from service.models import Model
 from service.routes.body import while_connected
 from service.routes.gateway import Gateway
 from service.routes.inputs import Source
@@ -29,9 +30,13 @@ logger = logging.getLogger(__name__)
 
 
 async def run_each(
-    request: Request, images: Sequence[Source], view: View, outputs: tuple[str, ...]
+    request: Request,
+    model: Model,
+    images: Sequence[Source],
+    view: View,
+    outputs: tuple[str, ...],
 ) -> list[Outputs | FovealError]:
-    """Run every image through the pipeline; each fails alone.
+    """Run every image through the model; each fails alone.
 
     Raises:
         InvalidOption: There is no image.
@@ -39,14 +44,14 @@ async def run_each(
     """
     if not images:
         raise InvalidOption("images: the request has none; send at least one.")
-    gateway = Gateway.of(request)
-    deadline = asyncio.get_running_loop().time() + gateway.settings.request_timeout
+    settings = Gateway.of(request).settings
+    deadline = asyncio.get_running_loop().time() + settings.request_timeout
 
     async def run(source: Source) -> Outputs | FovealError:
         if isinstance(source, FovealError):
             return source
         try:
-            return await gateway.pipeline.run(source, view, outputs, deadline)
+            return await model.pipeline.run(source, view, outputs, deadline)
         except FovealError as error:
             return error
         except Exception:

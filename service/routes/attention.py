@@ -13,6 +13,7 @@ from starlette.responses import Response
 from service.attention import mass_masks, render, run_lengths, select_heads
 from service.engines.base import Outputs
 from service.errors import FovealError, InvalidOption
+from service.models import Model
 from service.routes.answers import (
     NPY,
     all_or_error,
@@ -49,28 +50,28 @@ async def attention(request: Request) -> Response:
     columns] for several of one grid; `output=png` draws one image.
     """
     asked = await receive(request, AttentionOptions)
-    gateway = Gateway.of(request)
-    view = gateway.view(asked.options)
+    model = Gateway.of(request).model(asked.options.model)
+    view = model.view(asked.options)
     if asked.options.output == "png":
         asked.only_image()
-    results = require_one(await run_each(request, asked.images, view, ("attention",)))
+    results = require_one(await run_each(request, model, asked.images, view, ("attention",)))
     if asked.options.output == "npy":
         return npy_response(_stack(all_or_error(results), asked.options))
     if asked.options.output == "png":
-        return await _draw(request, asked, all_or_error(results)[0])
+        return await _draw(request, model, asked, all_or_error(results)[0])
     # Masks take a while, and other requests should not wait for them.
-    images = await asyncio.to_thread(_describe, results, asked.options, gateway)
-    return json_response({**gateway.served, "images": images})
+    images = await asyncio.to_thread(_describe, results, asked.options, model)
+    return json_response({**model.served, "images": images})
 
 
 def _describe(
-    results: list[Outputs | FovealError], options: AttentionOptions, gateway: Gateway
+    results: list[Outputs | FovealError], options: AttentionOptions, model: Model
 ) -> list[dict[str, Any]]:
     def describe(found: Outputs) -> dict[str, Any]:
         heads, maps = select_heads(found["attention"], options.heads)
         answer: dict[str, Any] = {
             "grid": maps.shape[1:],
-            "query": gateway.manifest.attention.query,
+            "query": model.manifest.attention.query,
             "heads": heads,
             "attention": np.ascontiguousarray(maps),
         }
@@ -93,14 +94,15 @@ def _stack(outputs: list[Outputs], options: AttentionOptions) -> np.ndarray[Any,
     return np.stack(maps)
 
 
-async def _draw(request: Request, asked: Asked[AttentionOptions], found: Outputs) -> Response:
-    gateway, options = Gateway.of(request), asked.options
+async def _draw(
+    request: Request, model: Model, asked: Asked[AttentionOptions], found: Outputs
+) -> Response:
+    options = asked.options
     _, maps = select_heads(found["attention"], options.heads)
     source = asked.only_image()
     if isinstance(source, FovealError):
         raise source
-    view = gateway.view(options)
-    pixels = await while_connected(request, gateway.pipeline.pixels(source, view))
+    pixels = await while_connected(request, model.pipeline.pixels(source, model.view(options)))
     mass = DRAWN_MASS if options.mass is None else options.mass
     picture = await asyncio.to_thread(render, pixels, maps, options.view, mass)
     return Response(picture, media_type="image/png")

@@ -61,19 +61,20 @@ async def add(request: Request, collection: CollectionName) -> Response:
     """Embed many images and keep them; an image that fails is reported and the others are kept."""
     asked = await receive(request, ItemsOptions)
     gateway = Gateway.of(request)
+    model = gateway.model(asked.options.model)
     ids = _ids(asked.images, asked.options.ids)
     metadata = _metadata(asked.options.metadata, len(ids))
     results = require_one(
-        await run_each(request, asked.images, gateway.view(asked.options), ("embedding",))
+        await run_each(request, model, asked.images, model.view(asked.options), ("embedding",))
     )
     items = [
         result if isinstance(result, FovealError) else Item(item, result["embedding"], beside)
         for item, beside, result in zip(ids, metadata, results, strict=True)
     ]
     kept = [item for item in items if isinstance(item, Item)]
-    await gateway.index.put(collection, kept, gateway.manifest.digest)
+    await gateway.index.put(collection, kept, model.digest)
     stored = each(items, lambda item: {"id": item.id})
-    return json_response({**gateway.served, "collection": collection, "items": stored})
+    return json_response({**model.served, "collection": collection, "items": stored})
 
 
 @router.put(
@@ -86,15 +87,16 @@ async def put(request: Request, collection: CollectionName, item: ItemId) -> Res
     """Keep one image or embedding under an id, in place of what was there."""
     asked = await receive(request, ItemOptions)
     gateway, options = Gateway.of(request), asked.options
-    view = gateway.view(options)
+    model = gateway.model(options.model)
+    view = model.view(options)
     if (options.embedding is not None) == bool(asked.images):
         raise InvalidOption("Send one of these: an image or an embedding.")
     if options.embedding is not None:
-        vector = given_vector(options.embedding, gateway.manifest.dim)
+        vector = given_vector(options.embedding, model.manifest.dim)
     else:
-        vector = await image_vector(request, asked.only_image(), view)
+        vector = await image_vector(request, model, asked.only_image(), view)
     kept = Item(item, vector, options.metadata)
-    await gateway.index.put(collection, [kept], gateway.manifest.digest)
+    await gateway.index.put(collection, [kept], model.digest)
     return _item(collection, await gateway.index.get(collection, item))
 
 

@@ -38,9 +38,9 @@ async def embed(request: Request) -> Response:
     for errors, so the first image that fails fails the request.
     """
     asked = await receive(request, EmbedOptions)
-    gateway = Gateway.of(request)
+    model = Gateway.of(request).model(asked.options.model)
     results = require_one(
-        await run_each(request, asked.images, gateway.view(asked.options), ("embedding",))
+        await run_each(request, model, asked.images, model.view(asked.options), ("embedding",))
     )
     finish = unit if asked.options.normalize else np.asarray
     if NPY in request.headers.get("accept", ""):
@@ -48,8 +48,8 @@ async def embed(request: Request) -> Response:
         return npy_response(np.stack([finish(output["embedding"]) for output in outputs]))
     return json_response(
         {
-            **gateway.served,
-            "dim": gateway.manifest.dim,
+            **model.served,
+            "dim": model.manifest.dim,
             "embeddings": each(results, lambda found: {"embedding": finish(found["embedding"])}),
         }
     )

@@ -1,4 +1,4 @@
-"""What the routes work with: one model, its pipeline and the index."""
+"""What the routes work with: the models and the index."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from service.bundle import Manifest
-from service.errors import InvalidOption, NotFound
-from service.images import View
 from service.index.base import Index
-from service.pipeline import Pipeline
-from service.schemas import Options
+from service.models import Model, Models
 from service.settings import Settings
 
 
@@ -20,8 +16,7 @@ class Gateway:
     """The parts that `create_app` wires together."""
 
     settings: Settings
-    manifest: Manifest
-    pipeline: Pipeline
+    models: Models
     index: Index
 
     @classmethod
@@ -30,23 +25,10 @@ class Gateway:
         gateway: Gateway = request.app.state.gateway
         return gateway
 
-    @property
-    def served(self) -> dict[str, str]:
-        """How every answer names the model."""
-        return {"model": self.manifest.name, "digest": self.manifest.digest}
-
-    def view(self, options: Options) -> View:
-        """Check the options that every image route shares, and give the view they ask for.
+    def model(self, name: str | None = None) -> Model:
+        """The model that a request names, or the default.
 
         Raises:
-            NotFound: `model` is not the one served.
-            InvalidOption: `size` is no multiple of the patch.
+            NotFound: There is no model `name`.
         """
-        if options.model not in (None, self.manifest.name):
-            raise NotFound(
-                f"There is no model {options.model!r}; this server serves {self.manifest.name!r}."
-            )
-        multiple = self.manifest.input.multiple
-        if options.size is not None and options.size % multiple:
-            raise InvalidOption(f"size: {options.size} is not a multiple of the patch, {multiple}.")
-        return View(fit=options.fit, size=options.size)
+        return self.models[name or self.models.default]

@@ -27,6 +27,6 @@ async def livez() -> Response:
 async def readyz(request: Request) -> Response:
     """Whether a photograph would be answered now: the model is warm and not draining."""
     gateway = Gateway.of(request)
-    if not gateway.pipeline.ready:
+    if not gateway.models.ready:
         raise Overloaded("The server is starting or draining.", retry_after=1)
-    return json_response({"status": "ready", **gateway.served})
+    return json_response({"status": "ready", **gateway.model().served})

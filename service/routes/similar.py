@@ -11,6 +11,7 @@ from starlette.responses import Response
 from service.engines.base import Outputs
 from service.errors import FovealError, InvalidOption
 from service.index.base import Vector
+from service.models import Model
 from service.routes.answers import each, json_response, require_one, run_each
 from service.routes.documented import ERRORS, image_input
 from service.routes.gateway import Gateway
@@ -36,42 +37,45 @@ async def similar(request: Request) -> Response:
     """
     asked = await receive(request, SimilarOptions, candidates=True)
     gateway, options = Gateway.of(request), asked.options
+    model = gateway.model(options.model)
     if asked.candidates:
-        return json_response({**gateway.served, "results": await _rank(request, asked)})
+        return json_response({**model.served, "results": await _rank(request, model, asked)})
     matches = await gateway.index.search(
         options.collection,
-        await _query(request, asked),
-        gateway.manifest.digest,
+        await _query(request, model, asked),
+        model.digest,
         options.k or DEFAULT_K,
         options.filter,
         options.min_score,
     )
     results = [{"id": m.id, "score": m.score, "metadata": m.metadata} for m in matches]
-    return json_response({**gateway.served, "collection": options.collection, "results": results})
+    return json_response({**model.served, "collection": options.collection, "results": results})
 
 
-async def _query(request: Request, asked: Asked[SimilarOptions]) -> Vector:
-    gateway, options = Gateway.of(request), asked.options
-    view = gateway.view(options)
+async def _query(request: Request, model: Model, asked: Asked[SimilarOptions]) -> Vector:
+    options = asked.options
+    view = model.view(options)
     given = [bool(asked.images), options.embedding is not None, options.id is not None]
     if sum(given) != 1:
         raise InvalidOption("Search with one of these: an image, an embedding, or an id.")
     if options.embedding is not None:
-        return given_vector(options.embedding, gateway.manifest.dim)
+        return given_vector(options.embedding, model.manifest.dim)
     if options.id is not None:
-        return (await gateway.index.get(options.collection, options.id)).vector
-    return await image_vector(request, asked.only_image(), view)
+        return (await Gateway.of(request).index.get(options.collection, options.id)).vector
+    return await image_vector(request, model, asked.only_image(), view)
 
 
-async def _rank(request: Request, asked: Asked[SimilarOptions]) -> list[dict[str, Any]]:
+async def _rank(
+    request: Request, model: Model, asked: Asked[SimilarOptions]
+) -> list[dict[str, Any]]:
     options = asked.options
     if options.model_fields_set & {"collection", "filter", "embedding", "id"}:
         raise InvalidOption(
             "candidates: ranked against one image, without collection, filter, embedding or id."
         )
     first = asked.only_image()
-    view = Gateway.of(request).view(options)
-    query, *found = await run_each(request, [first, *asked.candidates], view, ("embedding",))
+    view = model.view(options)
+    query, *found = await run_each(request, model, [first, *asked.candidates], view, ("embedding",))
     if isinstance(query, FovealError):
         raise query
     direction = unit(query["embedding"])

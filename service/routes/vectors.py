@@ -8,6 +8,7 @@ from starlette.requests import Request
 from service.errors import FovealError, InvalidOption
 from service.images import View
 from service.index.base import Vector
+from service.models import Model
 from service.routes.answers import run_each
 from service.routes.inputs import Source
 
@@ -18,9 +19,9 @@ def unit(vector: Vector) -> Vector:
     return vector if length == 0 else (vector / length).astype(np.float32)
 
 
-async def image_vector(request: Request, image: Source, view: View) -> Vector:
+async def image_vector(request: Request, model: Model, image: Source, view: View) -> Vector:
     """Embed the one image of a request; its own error is raised."""
-    (result,) = await run_each(request, [image], view, ("embedding",))
+    (result,) = await run_each(request, model, [image], view, ("embedding",))
     if isinstance(result, FovealError):
         raise result
     return result["embedding"]

@@ -39,7 +39,7 @@ def test_a_defect_is_a_500_that_tells_nothing(app, client: httpx.Client) -> None
 
     gateway = app.state.gateway
     gateway.index.collections = fail
-    gateway.pipeline.run = fail
+    gateway.model().pipeline.run = fail
     for answer in (
         client.get("/collections"),
         client.post("/embed", content=photograph(), headers=PNG),
@@ -51,7 +51,7 @@ def test_a_defect_is_a_500_that_tells_nothing(app, client: httpx.Client) -> None
 
 
 def test_a_defect_on_one_image_spares_the_others(app, client: httpx.Client) -> None:
-    pipeline = app.state.gateway.pipeline
+    pipeline = app.state.gateway.model().pipeline
     run, bad = pipeline.run, photograph(13)
 
     async def fail_on_bad(data: bytes, *rest: object) -> object:

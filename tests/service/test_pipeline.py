@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from service.bundle import Bundle
+from service.cache import MemoryCache
 from service.engines.base import Images, Outputs
 from service.engines.onnx import OnnxEngine
 from service.errors import (
@@ -48,12 +50,13 @@ async def opened(bundle: Bundle, **settings: Any) -> AsyncIterator[tuple[Pipelin
     """A pipeline of one slot that takes one image at a time."""
     options = Settings(**{"threads": 1, **settings})
     engine = WatchedEngine(bundle, options.threads)
-    pipeline = Pipeline(bundle, engine, options)
-    await pipeline.start()
-    engine.max_batch = 1
-    yield pipeline, engine
-    engine.gate.set()
-    await pipeline.close()
+    with ThreadPoolExecutor(options.threads) as decoder:
+        pipeline = Pipeline(bundle, engine, options, MemoryCache(options.cache_bytes), decoder)
+        await pipeline.start()
+        engine.max_batch = 1
+        yield pipeline, engine
+        engine.gate.set()
+        await pipeline.close()
 
 
 def photos(count: int) -> list[bytes]:
@@ -297,8 +300,10 @@ async def test_closing_answers_what_was_accepted_and_refuses_the_rest(bundle: Bu
 
 
 async def test_before_its_start_it_is_not_ready_and_refuses(bundle: Bundle) -> None:
-    pipeline = Pipeline(bundle, WatchedEngine(bundle, 1), Settings())
-    assert not pipeline.ready
-    with pytest.raises(Overloaded, match="starting"):
-        await ask(pipeline, photos(1)[0])
-    await pipeline.close()
+    engine, cache = WatchedEngine(bundle, 1), MemoryCache(0)
+    with ThreadPoolExecutor(1) as decoder:
+        pipeline = Pipeline(bundle, engine, Settings(), cache, decoder)
+        assert not pipeline.ready
+        with pytest.raises(Overloaded, match="starting"):
+            await ask(pipeline, photos(1)[0])
+        await pipeline.close()
