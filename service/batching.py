@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 
 from service.engines.base import Engine, Outputs
 from service.errors import DeadlineExceeded, Overloaded
+from service.run_time import RunTime
 
 Image = NDArray[np.uint8]
-
-REFIT = 8  # runs
 
 
 @asynccontextmanager
@@ -41,39 +40,6 @@ async def within(deadline: float) -> AsyncIterator[None]:
         raise DeadlineExceeded(
             "The answer was not ready before the deadline; allow more time or send fewer images."
         ) from None
-
-
-class RunTime:
-    """Running estimate of how long a run takes: a * pixels + b, in seconds.
-
-    Theil and Sen's line, the median of the slopes between all pairs of the last runs: a stall or
-    two among them do not move it, and what no longer holds is soon forgotten.
-    """
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[int, float]] = deque(maxlen=16)
-        self._unread = 0
-        self.a = 0.0
-        self.b = 0.0
-
-    def observe(self, pixels: int, seconds: float) -> None:
-        """Take one finished run into account."""
-        self._seen.append((pixels, seconds))
-        self._unread += 1
-        # Laid anew for every run, the line would cost more than the rest of the batcher.
-        if len(self._seen) == self._seen.maxlen and self._unread < REFIT:
-            return
-        self._unread = 0
-        n, t = np.array(self._seen).T
-        rise, run = t[:, None] - t, n[:, None] - n
-        slopes = rise[run > 0] / run[run > 0]
-        # Runs of one size say nothing of others: taken as constant, which refuses too little.
-        self.a = max(float(np.median(slopes)), 0.0) if len(slopes) else 0.0
-        self.b = max(float(np.median(t - self.a * n)), 0.0)
-
-    def __call__(self, pixels: int, runs: int = 1) -> float:
-        """Seconds of `runs` runs that share `pixels`, one after another."""
-        return self.a * pixels + self.b * runs
 
 
 @dataclass(eq=False, slots=True)
@@ -117,8 +83,10 @@ class Batcher:
         self._engine = engine
         self._max_queue = max_queue
         self._open = False
-        # A dictionary is a queue from which an item also leaves in the middle at no cost.
+        # A dictionary is a queue from which an item also leaves in the middle at no cost. Its pixels
+        # are summed beside it: a full queue must not make the next refusal slower.
         self._waiting: dict[_Item, None] = {}
+        self._pixels = 0
         self._runs: set[asyncio.Task[None]] = set()
         self._run_time = RunTime()
 
@@ -161,20 +129,29 @@ class Batcher:
         """
         self._admit(image, deadline)
         item = _Item(image, outputs, deadline)
-        self._waiting[item] = None
+        self._enqueue(item)
         # Not at once: what arrives in the same turn of the loop may share the batch.
         asyncio.get_running_loop().call_soon(self._dispatch)
         try:
             async with within(deadline):
                 return await item.answer
         finally:
-            self._waiting.pop(item, None)
+            self._dequeue(item)
+
+    def _enqueue(self, item: _Item) -> None:
+        self._waiting[item] = None
+        self._pixels += item.image.size
+
+    def _dequeue(self, item: _Item) -> None:
+        if item in self._waiting:
+            del self._waiting[item]
+            self._pixels -= item.image.size
 
     def _admit(self, image: Image, deadline: float) -> None:
         if not self._open:
             self.shed["closed"] += 1
             raise Overloaded("The server is starting or draining; try another.", retry_after=1)
-        pixels = image.size + sum(item.image.size for item in self._waiting)
+        pixels = image.size + self._pixels
         runs = math.ceil((len(self._waiting) + 1) / self._engine.max_batch)
         seconds = max(self._run_time(pixels, runs) / self._engine.slots, self._run_time(image.size))
         if len(self._waiting) >= self._max_queue:
@@ -204,14 +181,16 @@ class Batcher:
         """Pop what waits of the head's shape, in order of arrival, without what nobody wants."""
         now = asyncio.get_running_loop().time()
         batch: list[_Item] = []
-        for item in list(self._waiting):
+        unwanted: list[_Item] = []
+        for item in self._waiting:
             if len(batch) == self._engine.max_batch:
                 break
             if not item.wanted(now):
-                del self._waiting[item]
+                unwanted.append(item)
             elif not batch or item.image.shape == batch[0].image.shape:
-                del self._waiting[item]
                 batch.append(item)
+        for item in (*unwanted, *batch):
+            self._dequeue(item)
         return batch
 
     def _finished(self, batch: list[_Item], run: asyncio.Task[None]) -> None:
