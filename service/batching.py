@@ -83,7 +83,7 @@ class Batcher:
         self._engine = engine
         self._max_queue = max_queue
         self._open = False
-        # A dictionary is a queue from which an item also leaves in the middle at no cost. Its pixels
+        # A dictionary is a queue from which an item also leaves in the middle at no cost. Pixels
         # are summed beside it: a full queue must not make the next refusal slower.
         self._waiting: dict[_Item, None] = {}
         self._pixels = 0
