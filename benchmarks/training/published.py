@@ -210,14 +210,8 @@ class Loss(nn.Module):
                 log_student = F.log_softmax(student_views[view], dim=-1)
                 total = total + torch.sum(-target * log_student, dim=-1).mean()
                 pairs += 1
-        self.move_center(teacher)
+        self.center = moved(self.center, teacher)
         return total / pairs
-
-    @torch.no_grad()
-    def move_center(self, teacher: Tensor) -> None:
-        """Towards the mean of the teacher's logits."""
-        mean = teacher.sum(dim=0, keepdim=True) / len(teacher)
-        self.center = self.center * 0.9 + mean * 0.1
 
 
 class Step:
@@ -226,15 +220,15 @@ class Step:
     Args:
         student: Backbone and head.
         teacher: The same with no dropped paths; starts as the student.
-        prototypes: Outputs of the head.
+        loss: Of what both say, the number of crops and the teacher's temperature.
     """
 
-    def __init__(self, student: Network, teacher: Network, prototypes: int) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, loss: nn.Module) -> None:
         self.student, self.teacher = student, teacher
         self.teacher.load_state_dict(student.state_dict())
         for parameter in self.teacher.parameters():
             parameter.requires_grad = False
-        self.loss = Loss(prototypes).to(next(student.parameters()).device)
+        self.loss = loss.to(next(student.parameters()).device)
         decayed, free = [], []
         for name, parameter in student.named_parameters():
             if parameter.requires_grad:
@@ -285,6 +279,13 @@ class Step:
         return loss.item()
 
 
+@torch.no_grad()
+def moved(center: Tensor, logits: Tensor) -> Tensor:
+    """The centre, [1, K], a tenth of the way to the mean of the teacher's logits, [rows, K]."""
+    mean = logits.sum(dim=0, keepdim=True) / len(logits)
+    return center * 0.9 + mean * 0.1
+
+
 def clip(model: nn.Module, limit: float) -> list[float]:
     """Scale each parameter's gradient down to a norm of `limit`.
 
@@ -317,4 +318,4 @@ def vit_small(prototypes: int = 65536, device: str = "cpu") -> Step:
         backbone = VisionTransformer(16, 384, 12, 6, drop_path=drop_path)
         return Network(backbone, Head(384, prototypes)).to(device)
 
-    return Step(network(0.1), network(0.0), prototypes)
+    return Step(network(0.1), network(0.0), Loss(prototypes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -31,7 +32,11 @@ def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float]
                 f"{name} has {len(values)} values and the images have {channels} channels; "
                 "give one, or one for each"
             )
-    centre, scale = (
-        255.0 * torch.tensor(values, device=images.device).view(-1, 1, 1) for values in (mean, std)
-    )
+    centre, scale = (_levels(tuple(values), images.device) for values in (mean, std))
     return (images.permute(0, 3, 1, 2).float() - centre) / scale
+
+
+@functools.cache
+def _levels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Shares of 1 as levels of 255, [values, 1, 1]; made once, for a GPU waits for each copy."""
+    return (255.0 * torch.tensor(values).view(-1, 1, 1)).to(device)

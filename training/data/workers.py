@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Generic, TypeVar
@@ -15,6 +16,21 @@ from training.data.views import Numbers
 
 Image = TypeVar("Image")
 Batch = TypeVar("Batch")
+
+MOST = 16
+"""Workers of a process, unless it is told otherwise: each keeps two batches in memory."""
+
+
+def usual_count(device: torch.device) -> int:
+    """How many workers keep a device busy.
+
+    A CPU that trains has no cores to spare, so one works ahead there. A GPU's process leaves them
+    all its cores but one; processes that `torchrun` starts on a machine share the cores out.
+    """
+    if device.type == "cpu":
+        return 1
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(max(cores - 1, 1), MOST)
 
 
 class Workers(Generic[Image, Batch]):
@@ -61,7 +77,14 @@ class Workers(Generic[Image, Batch]):
             DataError: Hardly an image is readable.
         """
         self._order.epoch, self._order.first = epoch, first_step
-        for prepared in self._loader:
+        # The workers start here and not where the first batch is wanted, in another thread maybe:
+        # a process that a pool's thread has forked waits for that thread as it ends, and fails.
+        return self._batches(iter(self._loader))
+
+    def _batches(
+        self, reading: Iterator[tuple[Batch, dict[str, str]] | DataError]
+    ) -> Iterator[Batch]:
+        for prepared in reading:
             if isinstance(prepared, DataError):
                 raise prepared
             batch, faults = prepared
@@ -76,7 +99,8 @@ class _Order(Sampler[tuple[int, int]]):
         self.epoch, self.first, self.steps = 0, 0, steps
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, step) for step in range(self.first, self.steps))
+        epoch = self.epoch
+        return ((epoch, step) for step in range(self.first, self.steps))
 
 
 class _Steps(Dataset[tuple[Batch, dict[str, str]] | DataError], Generic[Image, Batch]):

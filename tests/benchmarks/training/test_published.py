@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.training.published import Head, Network, Step, VisionTransformer, clip
+from benchmarks.training.published import Head, Loss, Network, Step, VisionTransformer, clip
 from training.config import Recipe
 from training.objectives.dino import DINO
 from training.objectives.targets import Centering
@@ -35,7 +35,7 @@ def published(trainer: Trainer) -> Step:
 
     student = network()
     student.load_state_dict(objective.student.state_dict())
-    return Step(student, network(), prototypes=48)
+    return Step(student, network(), Loss(48))
 
 
 def crops(seed: int) -> list[Tensor]:

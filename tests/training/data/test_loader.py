@@ -1,3 +1,4 @@
+import gc
 import logging
 import multiprocessing
 
@@ -140,6 +141,25 @@ def test_workers_stay_for_the_next_epoch(loader, small):
     assert equal(list(alone.epoch(1, 2)), list(several.epoch(1, 2)))
     assert equal(list(alone.epoch(2)), list(several.epoch(2)))
     assert {child.pid for child in multiprocessing.active_children()} == before
+
+
+@pytest.mark.parametrize("loader", [by_workers, on_device])
+def test_workers_end_well_with_their_loader(loader, small):
+    before = set(multiprocessing.active_children())
+    reading = loader(small, workers=2)
+    next(reading.epoch(0))
+    workers = set(multiprocessing.active_children()) - before
+    del reading
+    gc.collect()
+    for worker in workers:
+        worker.join(timeout=60)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def test_an_epoch_keeps_its_number_when_the_next_is_asked_for(small):
+    loader = by_workers(small)
+    first, _ = loader.epoch(0), loader.epoch(1)
+    assert equal(list(first), list(by_workers(small).epoch(0)))
 
 
 def test_a_worker_hands_over_its_error(tmp_path):
