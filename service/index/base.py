@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import ModelMismatch
+from service.errors import ModelMismatch, NotFound
 
 Vector = NDArray[np.float32]
 Scalar = str | int | float | bool | None
@@ -58,6 +58,25 @@ class Collection:
                 f"Collection {self.name!r} holds vectors of the model {self.digest}; this server "
                 f"serves {digest}. Use another collection, or delete this one and fill it again."
             )
+
+
+def unit(vector: Vector) -> Vector:
+    """The vector at unit length, float32."""
+    scaled: Vector = (vector / np.linalg.norm(vector)).astype(np.float32)
+    return scaled
+
+
+def no_collection(name: str) -> NotFound:
+    """What to raise where there is no collection `name`."""
+    return NotFound(
+        f"There is no collection {name!r}; putting its first item creates it. "
+        "GET /collections lists those that exist."
+    )
+
+
+def no_item(collection: str, item: str) -> NotFound:
+    """What to raise where `collection` has no `item`."""
+    return NotFound(f"There is no item {item!r} in the collection {collection!r}.")
 
 
 class Index(Protocol):

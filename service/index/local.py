@@ -18,8 +18,17 @@ from typing import TypeVar
 import numpy as np
 import orjson
 
-from service.errors import NotFound
-from service.index.base import Collection, Filter, IndexUnavailable, Item, Match, Vector
+from service.index.base import (
+    Collection,
+    Filter,
+    IndexUnavailable,
+    Item,
+    Match,
+    Vector,
+    no_collection,
+    no_item,
+    unit,
+)
 from service.index.vectors import Vectors
 
 T = TypeVar("T")
@@ -133,7 +142,7 @@ class LocalIndex:
     def _put(self, name: str, items: Sequence[Item], digest: str) -> None:
         if not items:
             return
-        vectors = np.stack([_unit(item.vector) for item in items])
+        vectors = np.stack([unit(item.vector) for item in items])
         dim = vectors.shape[1]
         if name in self._vectors:
             self._collection(name).require(digest)
@@ -158,7 +167,7 @@ class LocalIndex:
             "SELECT vector, metadata FROM items WHERE collection = ? AND id = ?", (name, item)
         ).fetchone()
         if row is None:
-            raise _no_item(name, item)
+            raise no_item(name, item)
         return Item(item, np.frombuffer(row[0], np.float32), orjson.loads(row[1]))
 
     def _delete(self, name: str, item: str) -> None:
@@ -168,7 +177,7 @@ class LocalIndex:
                 "DELETE FROM items WHERE collection = ? AND id = ?", (name, item)
             )
         if gone.rowcount == 0:
-            raise _no_item(name, item)
+            raise no_item(name, item)
         self._vectors[name].remove(item)
 
     def _search(
@@ -182,7 +191,7 @@ class LocalIndex:
     ) -> list[Match]:
         self._collection(name).require(digest)
         among = self._matching(name, where) if where else None
-        found = self._vectors[name].search(_unit(vector), k, among)
+        found = self._vectors[name].search(unit(vector), k, among)
         metadata = dict(
             self._sql.execute(
                 "SELECT id, metadata FROM items "
@@ -205,10 +214,7 @@ class LocalIndex:
             "SELECT digest, dim FROM collections WHERE name = ?", (name,)
         ).fetchone()
         if row is None:
-            raise NotFound(
-                f"There is no collection {name!r}; putting its first item creates it. "
-                "GET /collections lists those that exist."
-            )
+            raise no_collection(name)
         digest, dim = row
         return Collection(name, digest, dim, len(self._vectors[name]))
 
@@ -249,12 +255,3 @@ def _open(path: Path) -> sqlite3.Connection:
             f"its layout is version {version}; this release reads version {SCHEMA_VERSION}"
         )
     return connection
-
-
-def _unit(vector: Vector) -> Vector:
-    unit: Vector = (vector / np.linalg.norm(vector)).astype(np.float32)
-    return unit
-
-
-def _no_item(name: str, item: str) -> NotFound:
-    return NotFound(f"There is no item {item!r} in the collection {name!r}.")

@@ -1,0 +1,3 @@
+from tests.redis_servers import redis_server
+
+__all__ = ["redis_server"]

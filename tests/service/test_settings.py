@@ -1,0 +1,51 @@
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from service.settings import Settings
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://user:p%40ss@10.0.0.1:6380/2",
+        "rediss://:secret@redis.example/0?ssl_cert_reqs=required",
+        "redis://[::1]:6379",
+        "unix:///run/redis.sock",
+    ],
+)
+def test_a_redis_url_is_taken_and_not_shown(url: str) -> None:
+    settings = Settings(redis_url=SecretStr(url))
+    assert settings.redis_url is not None
+    assert settings.redis_url.get_secret_value() == url
+    assert url not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:6379",
+        "http://localhost",
+        "redis://",
+        "redis://:se#cret@host:6379",
+        "redis://:secret@host:port",
+        "redis://:secret@host/name",
+        "redis://[::1",
+        "unix://",
+    ],
+)
+def test_a_malformed_redis_url_is_refused_with_the_way_out_and_without_the_secret(url: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        Settings(redis_url=SecretStr(url))
+    (wrong,) = error.value.errors()
+    assert wrong["loc"] == ("redis_url",)
+    assert "redis://[user:password@]host[:port][/database]" in wrong["msg"]
+    assert "secret" not in wrong["msg"]
+
+
+def test_a_shared_index_needs_a_redis() -> None:
+    with pytest.raises(ValidationError, match="index: redis needs redis_url"):
+        Settings(index="redis")
+    settings = Settings(index="redis", redis_url=SecretStr("redis://localhost"))
+    assert settings.index == "redis"
