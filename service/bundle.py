@@ -19,6 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 MANIFEST = "bundle.json"
 GRAPH = "model.onnx"
+INT8_GRAPH = "model.int8.onnx"
+LEAST_COSINE = 0.999
+MOST_LOST = 0.1
 DEFAULT = Path(__file__).parent / "models" / "imagenette-vitt8"
 
 
@@ -74,6 +77,35 @@ class Evaluation(_Frozen):
     command: str
 
 
+class Precision(_Frozen):
+    """What one engine at one precision costs and gains, beside ONNX Runtime at fp32.
+
+    Attributes:
+        engine: Who ran it.
+        precision: Of the matrix products.
+        cosine: Mean cosine of the embeddings of real images to those at fp32.
+        least_cosine: The least of them.
+        knn_change: Change of the k-NN accuracy in percentage points; negative is worse.
+        speed: Images a second over those at fp32, both by all cores of one machine.
+        images: How many images were embedded.
+        command: Measures it again.
+    """
+
+    engine: Literal["onnx", "openvino"]
+    precision: Literal["fp32", "bf16", "int8"]
+    cosine: float
+    least_cosine: float
+    knn_change: float
+    speed: float = Field(gt=0)
+    images: int = Field(gt=0)
+    command: str
+
+    @property
+    def faithful(self) -> bool:
+        """Whether it may stand in for fp32 without being asked for."""
+        return self.cosine >= LEAST_COSINE and self.knn_change >= -MOST_LOST
+
+
 class Manifest(_Frozen):
     """The contents of `bundle.json`."""
 
@@ -91,6 +123,7 @@ class Manifest(_Frozen):
         "attention",
     )
     attention: AttentionSpec
+    precisions: tuple[Precision, ...] = ()
     training: dict[str, Any]
     evaluation: tuple[Evaluation, ...] = ()
     licence: str
@@ -124,6 +157,11 @@ class Bundle:
     def graph(self) -> Path:
         """Path of the ONNX file."""
         return self.path / GRAPH
+
+    @property
+    def int8_graph(self) -> Path | None:
+        """Path of the same graph with weights and products in int8, where the bundle has it."""
+        return self.path / INT8_GRAPH if INT8_GRAPH in self.manifest.files else None
 
     @property
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""`foveal-train`: run a recipe, evaluate a checkpoint, export or import a bundle."""
+"""`foveal-train`: run a recipe, evaluate a checkpoint, export, import or measure a bundle."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from rich.table import Table
 
 from service.bundle import Bundle, BundleError, Evaluation
 from training import config, distributed
-from training.assessment import Assessment, Floor, Trained, load_trained
+from training.assessment import Assessment, Floor, Trained, load_trained, splits
 from training.auto import resolve
 from training.checkpoint import CheckpointError
 from training.config import Recipe, RecipeError
-from training.data.sources import DataError
+from training.data.sources import DataError, open_source
+from training.data.workers import MOST, usual_count
 from training.devices import DeviceError, choose_device
 from training.download import PUBLISHED, DownloadError, obtain, recorded
+from training.evaluation.validation import Validation
 from training.export.imported import import_bundle
 from training.export.onnx import input_spec, write_bundle
-from training.loop import RunOptions, train
 from training.models.shapes import some
 from training.progress import progress
 from training.stopping import Stopped
-from training.trainer import Diverged
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 console = Console(stderr=True)
@@ -50,18 +50,20 @@ def run(
     recipe: RecipeName,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; the run in it goes on. [runs/NAME]")
+        Path | None,
+        typer.Option(help="Folder of the run; the run in it goes on.", show_default="runs/NAME"),
     ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, ...; name one to leave the accelerator alone.")
     ] = "auto",
     workers: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0,
-            help="Processes that read images; raise if the model waits, to all cores on a GPU.",
+            help="Processes that read images; raise if the model waits, lower if memory is short.",
+            show_default=f"on GPUs all cores but one each, at most {MOST}; on a CPU 1",
         ),
-    ] = 1,
+    ] = None,
     save_every: Annotated[
         int, typer.Option(min=1, help="Steps between checkpoints; raise if writing takes long.")
     ] = 100,
@@ -70,11 +72,15 @@ def run(
     ] = 1,
 ) -> None:
     """Train a model. Start it by torchrun for several processes."""
+    # What only training needs takes as long to import as all else.
+    from training.loop import RunOptions, train
+
     loaded = Recipe.load(recipe, tuple(overrides or ()))
+    chosen = choose_device(device)
     options = RunOptions(
         out=out or Path("runs") / loaded.name,
-        device=choose_device(device),
-        workers=workers,
+        device=chosen,
+        workers=usual_count(chosen) if workers is None else workers,
         save_every=save_every,
         keep=keep,
     )
@@ -159,7 +165,22 @@ def export(
         evaluation=tuple(evaluation),
         licence=licence,
     )
-    _describe(bundle)
+    _describe(_with_precisions(bundle, assessment.validation, name))
+
+
+@app.command()
+def measure(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")],
+    data: Data,
+    most: Annotated[
+        int | None, typer.Option(min=1, help="Images of each set; name it for a quicker look.")
+    ] = None,
+) -> None:
+    """Add an int8 graph to a bundle, measure each precision and write both into it."""
+    loaded = Bundle.load(bundle)
+    train, held_out = map(open_source, splits(data))
+    validation = Validation(train, held_out, loaded.manifest.input, k=20, most=most)
+    _describe(_with_precisions(loaded, validation, Path(data).name, most))
 
 
 @app.command("import")
@@ -211,10 +232,33 @@ def _measure(assessment: Assessment, trained: Trained, instead: Floor | None) ->
         return assessment.measure(trained, instead, functools.partial(bar.advance, task))
 
 
+def _with_precisions(
+    bundle: Bundle, validation: Validation, data: str, most: int | None = None
+) -> Bundle:
+    try:
+        from training.export.precision import add_int8, add_precisions
+    except ModuleNotFoundError as error:
+        # Only this needs ONNX Runtime: a machine that trains may lack it.
+        raise BundleError(
+            f"{bundle.path} stays without measured precisions: {error}; install foveal[cpu], then "
+            "`foveal-train measure`"
+        ) from None
+    command = f"foveal-train measure BUNDLE --data {data}" + (f" --most {most}" if most else "")
+    with Progress(console=console) as bar:
+        task = bar.add_task("precisions", total=validation.images)
+        report = functools.partial(bar.advance, task)
+        return add_precisions(add_int8(bundle), validation, command, report)
+
+
 def _describe(bundle: Bundle) -> None:
     typer.echo(f"{bundle.path}  {bundle.manifest.name}  digest {bundle.digest}")
     for figure in bundle.manifest.evaluation:
         typer.echo(f"{figure.name}: {figure.value}")
+    for p in bundle.manifest.precisions:
+        typer.echo(
+            f"{p.engine} {p.precision}: {p.speed:.2f}x, cosine {p.cosine:.6f} "
+            f"(least {p.least_cosine:.6f}), k-NN {p.knn_change:+.2f}"
+        )
 
 
 def main() -> None:
@@ -226,7 +270,16 @@ def main() -> None:
         if os.environ.get("RANK", "0") == "0":
             console.print(f"{stopped}", highlight=False, soft_wrap=True)
         raise SystemExit(128 + stopped.number) from None
-    except (
+    except _mendable() as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        raise SystemExit(1) from None
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """What the user can mend; only an error that has come asks for it, and waits for imports."""
+    from training.trainer import Diverged
+
+    return (
         BundleError,
         CheckpointError,
         DataError,
@@ -235,9 +288,7 @@ def main() -> None:
         DownloadError,
         OSError,
         RecipeError,
-    ) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
-        raise SystemExit(1) from None
+    )
 
 
 if __name__ == "__main__":

@@ -11,14 +11,22 @@ Images = NDArray[np.uint8]
 Outputs = dict[str, NDArray[np.float32]]
 
 
+class EngineUnavailable(Exception):
+    """The engine or precision asked for cannot run here; the message says why and what can."""
+
+
 class Engine(Protocol):
     """Runs the graph of one bundle.
 
     Attributes:
+        name: `onnx`, `openvino` and so on.
+        precision: Of the matrix products: `fp32`, `bf16` or `int8`.
         max_batch: The most images that one run takes.
         slots: How many runs may be in flight at once.
     """
 
+    name: str
+    precision: str
     max_batch: int
     slots: int
 

@@ -2,121 +2,184 @@
 
 from __future__ import annotations
 
-import asyncio
-import statistics
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from service.bundle import Bundle, BundleError
-from service.engines.base import Images, Outputs
+from service.engines.base import EngineUnavailable, Images, Outputs
+from service.engines.signature import Node, check_signature
+from service.engines.threaded import ThreadedEngine
 
-GPU = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 GPU_BATCH = 64
 CPU_BATCHES = (1, 2, 4, 8)
+DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
 
-Shape = tuple[int | None, ...]
+Provider = tuple[str, dict[str, Any]]
 
 
-class OnnxEngine:
+class OnnxEngine(ThreadedEngine):
     """Runs a bundle's graph with ONNX Runtime.
-
-    A processor is fed with one single-threaded run a core, which gives more images a second than
-    one run over all cores; but a run that starts while no other is in flight gets all cores, so
-    that a lone request is answered soonest. That takes two sessions, each with the weights.
 
     Args:
         bundle: The model.
         threads: Processor cores to use.
+        precision: `fp32`, or `int8` on a processor.
+        gpu_bytes: The most memory that the graph takes on a GPU; None for all there is.
+        plans: Folder that keeps TensorRT's plans; None does without TensorRT.
+
+    Attributes:
+        on_gpu: Whether a GPU runs it.
 
     Raises:
         BundleError: The graph cannot be loaded or has another signature than the contract.
+        EngineUnavailable: The bundle has no int8 graph, or TensorRT does not work here.
     """
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        self._bundle = bundle
-        self._narrow = _session(bundle, threads=1)
-        _check_signature(bundle, self._narrow)
-        self._gpu = GPU in self._narrow.get_providers()
-        alone = self._gpu or threads == 1
-        self._wide = self._narrow if alone else _session(bundle, threads)
-        self.slots = 2 if self._gpu else threads
-        self.max_batch = 1
-        self._in_flight = 0
-        self._ready = False
-        self._pool = ThreadPoolExecutor(self.slots, "onnx")
-
-    @property
-    def ready(self) -> bool:
-        """Whether the model is warm and not closed."""
-        return self._ready
-
-    async def infer(self, images: Images, outputs: tuple[str, ...]) -> Outputs:
-        """Run images of one shape, uint8 [batch, height, width, 3], and give the named outputs."""
-        self._in_flight += 1
-        try:
-            # Runs that start in the same turn of the loop see one another after it.
-            await asyncio.sleep(0)
-            session = self._wide if self._in_flight == 1 else self._narrow
-            # The arena keeps what a run took for the next. After an unusual size it gives it back,
-            # or a few large photographs would fill the memory for good.
-            side = self._bundle.manifest.input.crop
-            unusual = images.shape[1:3] != (side, side)
-            return await asyncio.get_running_loop().run_in_executor(
-                self._pool, _run, session, images, outputs, unusual
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int,
+        precision: str = "fp32",
+        *,
+        gpu_bytes: int | None = None,
+        plans: Path | None = None,
+    ) -> None:
+        int8 = precision == "int8"
+        graph = bundle.int8_graph if int8 else bundle.graph
+        if graph is None:
+            raise EngineUnavailable(
+                f"{bundle.path} has no int8 graph; `foveal-train measure {bundle.path}` adds it, "
+                "or take another precision"
             )
-        finally:
-            self._in_flight -= 1
-
-    async def warm_up(self) -> None:
-        """Choose `max_batch` and run each batch size up to it once in each session."""
-        await asyncio.get_running_loop().run_in_executor(self._pool, self._warm_up)
-        self._ready = True
-
-    async def close(self) -> None:
-        """Finish the runs in flight and release the model."""
-        self._ready = False
-        await asyncio.to_thread(self._pool.shutdown)
-
-    def _warm_up(self) -> None:
-        if self._gpu:
-            self.max_batch = GPU_BATCH
-        else:
-            self.max_batch = best_batch(lambda size: self._time(self._narrow, size))
-        for session in {self._narrow, self._wide}:
-            size = 1
-            while size <= self.max_batch:
-                self._time(session, size)
-                size *= 2
-
-    def _time(self, session: ort.InferenceSession, size: int) -> float:
-        side = self._bundle.manifest.input.crop
-        images = np.zeros((size, side, side, 3), np.uint8)
-        started = time.perf_counter()
-        _run(session, images, self._bundle.manifest.outputs, shrink=False)
-        return time.perf_counter() - started
+        # ONNX Runtime has no kernels for products in int8 on a GPU.
+        chosen = [(CPU, {})] if int8 else providers(ort.get_available_providers(), gpu_bytes)
+        narrow = _session(graph, 1, chosen)
+        check_signature(bundle, _nodes(narrow.get_inputs()), _nodes(narrow.get_outputs()))
+        side = bundle.manifest.input.crop
+        self.on_gpu = CUDA in narrow.get_providers()
+        if self.on_gpu:
+            usual = narrow if plans is None else _planned(bundle, side, plans, chosen)
+            run = Graph(narrow, side, usual, padded=True)
+            super().__init__(
+                "onnx", precision, bundle, beside=run, alone=run, slots=2, batches=(GPU_BATCH,)
+            )
+            return
+        if plans is not None:
+            raise EngineUnavailable("TensorRT needs foveal[gpu] and an NVIDIA GPU that CUDA finds")
+        super().__init__(
+            "onnx",
+            precision,
+            bundle,
+            beside=Graph(narrow, side),
+            alone=Graph(narrow if threads == 1 else _session(graph, threads, chosen), side),
+            slots=threads,
+            # A run has one scale for the activations of all its images: in a batch of several,
+            # the numbers of one image would depend on the others.
+            batches=(1,) if int8 else CPU_BATCHES,
+        )
 
 
-def best_batch(run: Callable[[int], float]) -> int:
-    """The largest of `CPU_BATCHES` that takes at most 5 % longer an image than the quickest.
-
-    A larger batch saves a turn of the event loop for every image, worth a little of the model's
-    time; on a processor it may cost more than that.
+class Graph:
+    """Runs a session, or another one for images of the usual size.
 
     Args:
-        run: Runs a batch of the given size and tells the seconds it took.
+        session: For every size.
+        side: The usual height and width.
+        usual: For the usual size; None takes `session`.
+        padded: Fill batches up to a power of two. A GPU takes little longer for it, and its
+            memory and kernels are prepared for seven batch sizes instead of 64.
     """
-    for size in CPU_BATCHES:
-        run(size)  # The first run of a shape also allocates.
-    each = {size: statistics.median(run(size) for _ in range(5)) / size for size in CPU_BATCHES}
-    return max(size for size in CPU_BATCHES if each[size] <= 1.05 * min(each.values()))
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        side: int,
+        usual: ort.InferenceSession | None = None,
+        padded: bool = False,
+    ) -> None:
+        self._session = session
+        self._usual = usual or session
+        self._usual_shape = (side, side, 3)
+        self._padded = padded
+        # The arena keeps what a run took for the next. After an unusual size it gives it back, or a
+        # few large photographs would fill the memory for good.
+        self._shrink = ort.RunOptions()
+        self._shrink.add_run_config_entry(
+            "memory.enable_memory_arena_shrinkage",
+            "cpu:0;gpu:0" if CUDA in session.get_providers() else "cpu:0",
+        )
+
+    def __call__(self, images: Images, outputs: tuple[str, ...]) -> Outputs:
+        """Run images of one shape and give the named outputs."""
+        count = len(images)
+        if self._padded:
+            images = pad(images)
+        usual = images.shape[1:] == self._usual_shape
+        session, options = (self._usual, None) if usual else (self._session, self._shrink)
+        arrays = session.run(list(outputs), {"images": images}, options)
+        return {name: array[:count] for name, array in zip(outputs, arrays, strict=True)}
 
 
-def _session(bundle: Bundle, threads: int) -> ort.InferenceSession:
+def pad(images: Images) -> Images:
+    """Fill a batch with black images up to the next power of two."""
+    wanted = 1 << (len(images) - 1).bit_length()
+    return np.pad(images, ((0, wanted - len(images)), (0, 0), (0, 0), (0, 0)))
+
+
+def providers(available: list[str], gpu_bytes: int | None) -> list[Provider]:
+    """CUDA and the processor, as far as this build of ONNX Runtime has them.
+
+    Args:
+        available: Providers of the build.
+        gpu_bytes: The most memory of the GPU's arena; None for no bound.
+    """
+    # By default the arena doubles whenever it grows, and holds up to twice what it needs.
+    cuda: dict[str, Any] = {"arena_extend_strategy": "kSameAsRequested"}
+    if gpu_bytes is not None:
+        cuda["gpu_mem_limit"] = gpu_bytes
+    return [(name, options) for name, options in ((CUDA, cuda), (CPU, {})) if name in available]
+
+
+def tensorrt(digest: str, side: int, plans: Path) -> Provider:
+    """TensorRT for the default size at every batch up to `GPU_BATCH`.
+
+    Building a plan takes minutes, so it is kept, by the model's digest; ONNX Runtime adds the GPU's
+    architecture to its name.
+    """
+
+    def shape(batch: int) -> str:
+        return f"images:{batch}x{side}x{side}x3"
+
+    folder = str(plans / digest)
+    return TENSORRT, {
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": folder,
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": folder,
+        "trt_profile_min_shapes": shape(1),
+        "trt_profile_opt_shapes": shape(GPU_BATCH),
+        "trt_profile_max_shapes": shape(GPU_BATCH),
+    }
+
+
+def _planned(
+    bundle: Bundle, side: int, plans: Path, others: list[Provider]
+) -> ort.InferenceSession:
+    provider = tensorrt(bundle.digest, side, plans)
+    (plans / bundle.digest).mkdir(parents=True, exist_ok=True)
+    session = _session(bundle.graph, 1, [provider, *others])
+    if TENSORRT not in session.get_providers():
+        raise EngineUnavailable("TensorRT's libraries are missing; install tensorrt")
+    return session
+
+
+def _session(graph: Path, threads: int, chosen: list[Provider]) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -124,58 +187,18 @@ def _session(bundle: Bundle, threads: int) -> ort.InferenceSession:
     # Threads that spin while they wait for work take the cores from decoding.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    available = ort.get_available_providers()
-    providers = [name for name in (GPU, CPU) if name in available]
     try:
-        return ort.InferenceSession(str(bundle.graph), options, providers=providers)
+        return ort.InferenceSession(str(graph), options, providers=chosen)
     except Exception as error:
-        raise BundleError(f"{bundle.graph} cannot be loaded: {error}") from error
+        raise BundleError(f"{graph} cannot be loaded: {error}") from error
 
 
-def _run(
-    session: ort.InferenceSession, images: Images, outputs: tuple[str, ...], shrink: bool
-) -> Outputs:
-    options = ort.RunOptions()
-    if shrink:
-        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-    return dict(zip(outputs, session.run(list(outputs), {"images": images}, options), strict=True))
-
-
-def _check_signature(bundle: Bundle, session: ort.InferenceSession) -> None:
-    """Compare names, types and shapes with the contract of `service.bundle`."""
-    manifest = bundle.manifest
-    contract: dict[str, Shape] = {
-        "embedding": (None, manifest.dim),
-        "patches": (None, None, None, manifest.dim),
-        "attention": (None, manifest.heads, None, None),
-    }
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    if len(inputs) != 1 or not _is(inputs[0], "images", "tensor(uint8)", (None, None, None, 3)):
-        raise BundleError(
-            f"{bundle.graph} must have one input, images, uint8 [batch, height, width, 3], "
-            f"with any batch; it has {_describe(inputs)}"
+def _nodes(args: list[ort.NodeArg]) -> list[Node]:
+    return [
+        Node(
+            arg.name,
+            DTYPES.get(arg.type, arg.type),
+            tuple(size if isinstance(size, int) else None for size in arg.shape),
         )
-    for name in manifest.outputs:
-        if name not in contract:
-            raise BundleError(f"{bundle.path} names an unknown output, {name!r}")
-        if not any(_is(node, name, "tensor(float)", contract[name]) for node in outputs):
-            raise BundleError(
-                f"{bundle.graph} must have an output {name}, float32 {list(contract[name])}, "
-                f"with any batch; it has {_describe(outputs)}"
-            )
-
-
-def _is(node: ort.NodeArg, name: str, kind: str, shape: Shape) -> bool:
-    """Whether a node is as expected: None fits any size, a name in the graph fits any number."""
-    return (
-        (node.name, node.type, len(node.shape)) == (name, kind, len(shape))
-        and not isinstance(node.shape[0], int)
-        and all(
-            want is None or not isinstance(size, int) or size == want
-            for size, want in zip(node.shape, shape, strict=True)
-        )
-    )
-
-
-def _describe(nodes: list[ort.NodeArg]) -> str:
-    return ", ".join(f"{node.name} {node.type} {node.shape}" for node in nodes)
+        for arg in args
+    ]

@@ -1,18 +1,26 @@
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from service.bundle import GRAPH, Bundle, BundleError
-from service.engines.onnx import OnnxEngine, best_batch
-from tests.bundles import DIM, HEADS, PATCH, graph, weights
+from service.bundle import DEFAULT, GRAPH, Bundle, BundleError
+from service.engines.base import EngineUnavailable
+from service.engines.onnx import Graph, OnnxEngine, pad, providers, tensorrt
+from tests.bundles import DIM, HEADS, PATCH, graph, make_bundle, weights
+from tests.service.engines.photographs import cosines, photographs
 
 OUTPUTS = ("embedding", "patches", "attention")
+
+
+@pytest.fixture(scope="module")
+def int8() -> Bundle:
+    return Bundle.load(DEFAULT)
 
 
 @pytest.fixture
@@ -93,23 +101,6 @@ async def test_each_core_is_a_slot_and_takes_a_small_batch(bundle: Bundle, threa
     await engine.close()
 
 
-@settings(deadline=None, max_examples=50)
-@given(
-    costs=st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4),
-    fixed=st.floats(0.0, 1.0),
-)
-def test_the_batch_chosen_is_the_largest_that_is_nearly_the_quickest(
-    costs: list[float], fixed: float
-) -> None:
-    sizes = (1, 2, 4, 8)
-    seconds = {n: fixed + cost * n for n, cost in zip(sizes, costs, strict=True)}
-    best = best_batch(seconds.__getitem__)
-    each = {n: seconds[n] / n for n in sizes}
-    bound = 1.05 * min(each.values())
-    assert each[best] <= bound
-    assert all(each[larger] > bound for larger in sizes if larger > best)
-
-
 def changed(bundle: Bundle, folder: Path, model: onnx.ModelProto) -> Bundle:
     onnx.save(model, folder / GRAPH)
     return Bundle(path=folder, manifest=bundle.manifest)
@@ -142,3 +133,131 @@ def test_a_file_that_is_no_graph_is_refused(bundle: Bundle, tmp_path: Path) -> N
     (tmp_path / GRAPH).write_bytes(b"not a graph")
     with pytest.raises(BundleError, match="cannot be loaded"):
         OnnxEngine(Bundle(path=tmp_path, manifest=bundle.manifest), threads=1)
+
+
+async def test_int8_runs_one_image_at_a_time(int8: Bundle) -> None:
+    engine = OnnxEngine(int8, threads=2, precision="int8")
+    await engine.warm_up()
+    assert (engine.precision, engine.max_batch, engine.slots) == ("int8", 1, 2)
+    await engine.close()
+
+
+async def test_int8_keeps_the_direction_of_embeddings(int8: Bundle) -> None:
+    engine = OnnxEngine(int8, threads=1, precision="int8")
+    other = OnnxEngine(int8, threads=1)
+    for photo in photographs(12):
+        some = (await engine.infer(photo[None], ("embedding",)))["embedding"]
+        others = (await other.infer(photo[None], ("embedding",)))["embedding"]
+        assert cosines(some, others).min() > 0.999
+        assert np.abs(some - others).max() > 1e-4
+    await asyncio.gather(engine.close(), other.close())
+
+
+def test_a_bundle_without_an_int8_graph_says_how_to_add_it(bundle: Bundle) -> None:
+    with pytest.raises(EngineUnavailable, match=r"`foveal-train measure .*` adds it"):
+        OnnxEngine(bundle, threads=1, precision="int8")
+
+
+@pytest.mark.parametrize(("count", "padded"), [(1, 1), (2, 2), (3, 4), (33, 64), (64, 64)])
+def test_a_batch_is_filled_up_to_a_power_of_two(count: int, padded: int) -> None:
+    batch = images(count, 8, 16)
+    filled = pad(batch)
+    assert filled.shape == (padded, 8, 16, 3)
+    np.testing.assert_array_equal(filled[:count], batch)
+    assert not filled[count:].any()
+
+
+def test_filling_a_batch_does_not_show_in_the_answer(bundle: Bundle) -> None:
+    session = ort.InferenceSession(bundle.graph, providers=["CPUExecutionProvider"])
+    batch = images(3, 64, 64)
+    filled = Graph(session, 64, padded=True)(batch, OUTPUTS)
+    for name, expected in reference(batch).items():
+        assert filled[name].shape == expected.shape
+        np.testing.assert_allclose(filled[name], expected, atol=1e-5)
+
+
+def test_images_of_the_usual_size_go_to_the_session_made_for_it(bundle: Bundle) -> None:
+    class Session:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def get_providers(self) -> list[str]:
+            return []
+
+        def run(
+            self, outputs: list[str], feed: dict[str, np.ndarray], _: object
+        ) -> list[list[str]]:
+            return [[self.name]]
+
+    run = Graph(Session("free"), 64, Session("planned"))
+    assert run(images(1, 64, 64), ("embedding",)) == {"embedding": ["planned"]}
+    assert run(images(1, 64, 32), ("embedding",)) == {"embedding": ["free"]}
+
+
+@pytest.mark.parametrize(
+    ("available", "gpu_bytes", "expected"),
+    [
+        (["CPUExecutionProvider"], 10, [("CPUExecutionProvider", {})]),
+        (
+            ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+            None,
+            [
+                ("CUDAExecutionProvider", {"arena_extend_strategy": "kSameAsRequested"}),
+                ("CPUExecutionProvider", {}),
+            ],
+        ),
+        (
+            ["CUDAExecutionProvider", "CPUExecutionProvider"],
+            2**30,
+            [
+                (
+                    "CUDAExecutionProvider",
+                    {"arena_extend_strategy": "kSameAsRequested", "gpu_mem_limit": 2**30},
+                ),
+                ("CPUExecutionProvider", {}),
+            ],
+        ),
+    ],
+)
+def test_cuda_is_taken_where_it_is_with_a_bounded_arena(
+    available: list[str], gpu_bytes: int | None, expected: list[object]
+) -> None:
+    assert providers(available, gpu_bytes) == expected
+
+
+def test_tensorrt_keeps_its_plans_by_digest_for_every_batch_of_the_default_size() -> None:
+    name, options = tensorrt("abc", 224, Path("/data/tensorrt"))
+    assert name == "TensorrtExecutionProvider"
+    assert options["trt_engine_cache_path"] == "/data/tensorrt/abc"
+    assert options["trt_profile_min_shapes"] == "images:1x224x224x3"
+    assert options["trt_profile_max_shapes"] == "images:64x224x224x3"
+
+
+def test_memory_of_an_unusual_size_is_given_back(tmp_path: Path) -> None:
+    """Of a fresh process: after large photographs it holds little more than before them."""
+    bundle = make_bundle(tmp_path / "tiny")
+    program = f"""
+import asyncio, json
+from pathlib import Path
+import numpy as np
+from service.bundle import Bundle
+from service.engines.onnx import OnnxEngine
+
+def held():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+async def main():
+    engine = OnnxEngine(Bundle.load(Path({str(bundle.path)!r})), threads=1)
+    await engine.warm_up()
+    before = held()
+    for side in (1024, 2048, 1536, 2048):
+        await engine.infer(np.zeros((1, side, side, 3), np.uint8), ("embedding",))
+    print(held() - before)
+    await engine.close()
+
+asyncio.run(main())
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    largest = 2048 * 2048 * 3 * np.dtype(np.float32).itemsize
+    assert int(told.stdout) < 2 * largest

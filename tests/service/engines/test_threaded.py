@@ -1,0 +1,98 @@
+import asyncio
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.bundle import Bundle
+from service.engines.base import Images, Outputs
+from service.engines.threaded import ThreadedEngine, best_batch, buckets
+
+SIZES = (1, 2, 4, 8)
+IMAGE = np.zeros((1, 64, 64, 3), np.uint8)
+
+
+class Recorder:
+    """Stands for a graph: notes the batches that it is given, and may be held back."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.started = threading.Event()
+        self.may_go = threading.Event()
+        self.may_go.set()
+
+    def __call__(self, images: Images, outputs: tuple[str, ...]) -> Outputs:
+        self.batches.append(len(images))
+        self.started.set()
+        assert self.may_go.wait(10)
+        return {name: images.mean((1, 2), dtype=np.float32) for name in outputs}
+
+
+MakeEngine = Callable[[Recorder, Recorder], ThreadedEngine]
+
+
+@pytest.fixture
+def make(bundle: Bundle) -> MakeEngine:
+    return lambda beside, alone: ThreadedEngine(
+        "recorder", "fp32", bundle, beside=beside, alone=alone, slots=2, batches=(4,)
+    )
+
+
+async def test_a_lone_run_gets_all_cores_and_runs_side_by_side_get_one_each(
+    make: MakeEngine,
+) -> None:
+    beside, alone = Recorder(), Recorder()
+    engine = make(beside, alone)
+    await engine.infer(IMAGE, ("embedding",))
+    assert (beside.batches, alone.batches) == ([], [1])
+    await asyncio.gather(*(engine.infer(IMAGE, ("embedding",)) for _ in range(3)))
+    assert (beside.batches, alone.batches) == ([1, 1, 1], [1])
+    await engine.close()
+
+
+async def test_warm_up_runs_every_power_of_two_both_ways(make: MakeEngine) -> None:
+    beside, alone = Recorder(), Recorder()
+    engine = make(beside, alone)
+    assert not engine.ready
+    await engine.warm_up()
+    assert engine.ready
+    assert engine.max_batch == 4
+    assert beside.batches == alone.batches == [1, 2, 4]
+    await engine.close()
+    assert not engine.ready
+
+
+async def test_close_lets_a_run_finish(make: MakeEngine) -> None:
+    alone = Recorder()
+    engine = make(Recorder(), alone)
+    alone.may_go.clear()
+    run = asyncio.create_task(engine.infer(IMAGE, ("embedding",)))
+    await asyncio.to_thread(alone.started.wait)
+    closing = asyncio.create_task(engine.close())
+    alone.may_go.set()
+    assert set(await run) == {"embedding"}
+    await closing
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    costs=st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4),
+    fixed=st.floats(0.0, 1.0),
+)
+def test_the_batch_chosen_is_the_largest_that_is_nearly_the_quickest(
+    costs: list[float], fixed: float
+) -> None:
+    seconds = {n: fixed + cost * n for n, cost in zip(SIZES, costs, strict=True)}
+    best = best_batch(seconds.__getitem__, SIZES)
+    each = {n: seconds[n] / n for n in SIZES}
+    bound = 1.05 * min(each.values())
+    assert each[best] <= bound
+    assert all(each[larger] > bound for larger in SIZES if larger > best)
+
+
+def test_buckets_end_with_the_largest_batch() -> None:
+    assert buckets(1) == [1]
+    assert buckets(64) == [1, 2, 4, 8, 16, 32, 64]
