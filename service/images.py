@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from PIL.GifImagePlugin import GifImageFile
 
 from service.bundle import InputSpec
 from service.errors import InvalidOption, TooLarge, UndecodableImage, UnsupportedMediaType
@@ -211,7 +212,7 @@ def _icon_pixels(data: bytes) -> int:
 
 def upright(image: Image.Image) -> Image.Image:
     """Decode the first frame and turn it as its EXIF orientation says."""
-    image.load()
+    image = _first_frame(image)
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:
@@ -221,9 +222,23 @@ def upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
+def _first_frame(image: Image.Image) -> Image.Image:
+    """Decode; what a GIF's first frame leaves open of the picture is transparent."""
+    whole = (0, 0, *image.size)
+    covered = image.tile[0].extents if isinstance(image, GifImageFile) and image.tile else whole
+    image.load()
+    if covered is None or covered == whole:
+        return image
+    page = Image.new("RGB", image.size, "white")
+    page.paste(opaque(image.crop(covered)), covered[:2])
+    return page
+
+
 def _check_scans(image: Image.Image, data: bytes) -> None:
     """Count a JPEG's scans up to its end marker, stepping over the contents of its segments."""
-    if image.format not in ("JPEG", "MPO"):
+    # Coded data never holds a marker, so that this counts no scan too few, and only those of a
+    # preview in the metadata too many.
+    if image.format not in ("JPEG", "MPO") or data.count(b"\xff\xda") <= MAX_SCANS:
         return
     scans, position = 0, 2
     while (found := _SEGMENT.search(data, position)) and scans <= MAX_SCANS:
@@ -241,7 +256,10 @@ def _check_scans(image: Image.Image, data: bytes) -> None:
 def opaque(image: Image.Image) -> Image.Image:
     """Bring every mode to eight bits of grey or colour, transparency over white."""
     if image.mode.startswith("I;16") or image.mode == "I":
-        return _grey(np.asarray(image), whites=(65535,))
+        values = np.asarray(image)
+        if (clear := image.info.get("transparency")) is not None:
+            values = np.where(values == clear, 65535, values)
+        return _grey(values, whites=(65535,))
     if image.mode == "F":
         return _grey(np.asarray(image), whites=(1, 255, 65535))
     if image.has_transparency_data:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from service.attention import mass_masks, render, run_lengths, select_heads
 from service.engines.base import Outputs
-from service.errors import FovealError, InvalidOption
+from service.errors import FovealError
 from service.models import Model
 from service.routes.answers import (
     NPY,
@@ -22,9 +22,10 @@ from service.routes.answers import (
     npy_response,
     require_one,
     run_each,
+    stacked,
 )
-from service.routes.body import while_connected
-from service.routes.documented import ERRORS, image_input
+from service.routes.body import deadline, while_connected
+from service.routes.documented import ERRORS, FILE, image_input
 from service.routes.gateway import Gateway
 from service.routes.inputs import Asked, receive
 from service.schemas import AttentionAnswer, AttentionOptions
@@ -38,7 +39,7 @@ DRAWN_MASS = 0.6  # as in Figure 4 of the DINO paper
     "/attention",
     response_model=None,
     responses={
-        200: {"model": AttentionAnswer, "content": {NPY: {}, "image/png": {}}},
+        200: {"model": AttentionAnswer, "content": {NPY: FILE, "image/png": FILE}},
         **ERRORS,
     },
     openapi_extra=image_input(AttentionOptions),
@@ -84,14 +85,7 @@ def _describe(
 
 def _stack(outputs: list[Outputs], options: AttentionOptions) -> np.ndarray[Any, Any]:
     maps = [select_heads(found["attention"], options.heads)[1] for found in outputs]
-    if len(maps) == 1:
-        return maps[0]
-    if len({each_map.shape for each_map in maps}) > 1:
-        raise InvalidOption(
-            "output: the images have different grids, which one array cannot hold; ask for json, "
-            "for fit=crop, or for one image at a time."
-        )
-    return np.stack(maps)
+    return maps[0] if len(maps) == 1 else stacked(maps)
 
 
 async def _draw(
@@ -102,7 +96,9 @@ async def _draw(
     source = asked.only_image()
     if isinstance(source, FovealError):
         raise source
-    pixels = await while_connected(request, model.pipeline.pixels(source, model.view(options)))
+    until = deadline(request, Gateway.of(request).settings)
+    decoding = model.pipeline.pixels(source, model.view(options), until)
+    pixels = await while_connected(request, decoding)
     mass = DRAWN_MASS if options.mass is None else options.mass
     picture = await asyncio.to_thread(render, pixels, maps, options.view, mass)
     return Response(picture, media_type="image/png")

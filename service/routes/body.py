@@ -1,8 +1,9 @@
-"""The request on the wire: its bytes within their limits, and a client that may go away."""
+"""The request on the wire: its bytes within their limits, its deadline, a client that may leave."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable
 from contextlib import suppress
 from typing import TypeVar
@@ -11,16 +12,44 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.errors import BodyTimeout, TooLarge
+from service.errors import BodyTimeout, InvalidOption, TooLarge
 from service.settings import Settings
 
 T = TypeVar("T")
 
 LINGER = 2.0  # seconds
+DEADLINE_HEADER = "X-Request-Timeout-Ms"
+MILLISECONDS = re.compile("[1-9][0-9]{0,8}")
 
 
 class BodyTooLarge(TooLarge):
     """The body is over its limit, and the rest of it may still be on its way."""
+
+
+def deadline(request: Request, settings: Settings) -> float:
+    """When the answer is of no more use, in the event loop's time.
+
+    The time runs from the first call, and is the client's own `X-Request-Timeout-Ms` where that is
+    shorter than `request_timeout`.
+
+    Raises:
+        InvalidOption: The header is no whole number of milliseconds.
+    """
+    known: float | None = request.scope.get("foveal.deadline")
+    if known is not None:
+        return known
+    seconds = settings.request_timeout
+    asked = request.headers.get(DEADLINE_HEADER)
+    if asked is not None:
+        if not MILLISECONDS.fullmatch(asked):
+            raise InvalidOption(
+                f"{DEADLINE_HEADER}: must be a whole number of milliseconds, from 1 to "
+                f"{1000 * seconds:.0f}, after which this server gives up by itself."
+            )
+        seconds = min(seconds, int(asked) / 1000)
+    until = asyncio.get_running_loop().time() + seconds
+    request.scope["foveal.deadline"] = until
+    return until
 
 
 async def read_body(request: Request, settings: Settings) -> bytes:
@@ -64,13 +93,14 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(request.receive())
+    gone.add_done_callback(lambda _: task.cancel())
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        return await task
+    except asyncio.CancelledError:
+        if gone.done() and not gone.cancelled():
+            raise ClientDisconnect from None
+        raise
     finally:
-        task.cancel()
         gone.cancel()
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+import asyncio
+import base64
+from typing import Any
+
 from fastapi import APIRouter
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.engines.base import Outputs
+from service.errors import FovealError, InvalidOption, TooLarge
+from service.pooling import cast, outputs_for, pool, unit
 from service.routes.answers import (
     NPY,
     all_or_error,
@@ -15,41 +22,90 @@ from service.routes.answers import (
     npy_response,
     require_one,
     run_each,
+    stacked,
+    wants_npy,
 )
-from service.routes.documented import ERRORS, image_input
+from service.routes.documented import ERRORS, FILE, image_input
 from service.routes.gateway import Gateway
 from service.routes.inputs import receive
-from service.routes.vectors import unit
 from service.schemas import EmbedAnswer, EmbedOptions
 
 router = APIRouter(tags=["images"])
+
+Results = list[Outputs | FovealError]
 
 
 @router.post(
     "/embed",
     response_model=None,
-    responses={200: {"model": EmbedAnswer, "content": {NPY: {}}}, **ERRORS},
+    responses={200: {"model": EmbedAnswer, "content": {NPY: FILE}}, **ERRORS},
     openapi_extra=image_input(EmbedOptions),
 )
 async def embed(request: Request) -> Response:
     """Embed images.
 
-    With `Accept: application/x-npy` the answer is one float32 array [images, dim]; it has no place
-    for errors, so the first image that fails fails the request.
+    `dtype=int8` multiplies each image's vectors so that the greatest magnitude is 127: `scale`
+    times the integers gives them back, and unit vectors are also the integers divided by their
+    length. `encoding=base64` holds the little-endian bytes, row by row.
+
+    With `Accept: application/x-npy` the answer is one array, [images, dim], or [images, rows,
+    columns, dim] for `pooling=patches`; it has no place for errors, so the first image that fails
+    fails the request.
     """
     asked = await receive(request, EmbedOptions)
-    model = Gateway.of(request).model(asked.options.model)
+    options = asked.options
+    gateway = Gateway.of(request)
+    model = gateway.model(options.model)
+    npy = wants_npy(request)
+    if npy and options.dtype == "int8" and not options.normalize:
+        raise InvalidOption("dtype: int8 without normalize needs a scale, which npy has not.")
+    outputs = outputs_for(options.pooling, model.manifest)
     results = require_one(
-        await run_each(request, model, asked.images, model.view(asked.options), ("embedding",))
+        await run_each(request, model, asked.images, model.view(options), outputs)
     )
-    finish = unit if asked.options.normalize else np.asarray
-    if NPY in request.headers.get("accept", ""):
-        outputs = all_or_error(results)
-        return npy_response(np.stack([finish(output["embedding"]) for output in outputs]))
-    return json_response(
-        {
-            **model.served,
-            "dim": model.manifest.dim,
-            "embeddings": each(results, lambda found: {"embedding": finish(found["embedding"])}),
-        }
-    )
+    if options.pooling == "patches":
+        _check_size(results, gateway.settings.max_answer_bytes)
+    write = _as_npy if npy else _as_json
+    if outputs == ("embedding",):
+        return write(results, options, model.served)
+    # Patches are many numbers, and other requests should not wait for them.
+    return await asyncio.to_thread(write, results, options, model.served)
+
+
+def _vectors(found: Outputs, options: EmbedOptions) -> tuple[NDArray[Any], float | None]:
+    vectors = pool(found, options.pooling)
+    return cast(unit(vectors) if options.normalize else vectors, options.dtype)
+
+
+def _as_npy(results: Results, options: EmbedOptions, _: dict[str, str]) -> Response:
+    return npy_response(stacked([_vectors(found, options)[0] for found in all_or_error(results)]))
+
+
+def _as_json(results: Results, options: EmbedOptions, served: dict[str, str]) -> Response:
+    dim = 0
+
+    def describe(found: Outputs) -> dict[str, Any]:
+        nonlocal dim
+        vectors, scale = _vectors(found, options)
+        dim = vectors.shape[-1]
+        answer: dict[str, Any] = {"embedding": vectors}
+        if options.encoding == "base64":
+            little = vectors.astype(vectors.dtype.newbyteorder("<"), copy=False)
+            answer["embedding"] = base64.b64encode(little.tobytes()).decode()
+        if vectors.ndim > 1:
+            answer["grid"] = vectors.shape[:-1]
+        if scale is not None:
+            answer["scale"] = scale
+        return answer
+
+    embeddings = each(results, describe)
+    return json_response({**served, "dim": dim, "embeddings": embeddings})
+
+
+def _check_size(results: Results, limit: int) -> None:
+    size = sum(found["patches"].nbytes for found in results if not isinstance(found, FovealError))
+    if size > limit:
+        raise TooLarge(
+            f"The patches of these images take {size} bytes as float32; the limit is {limit}. "
+            "Send fewer images at once, or ask for a smaller size."
+        )

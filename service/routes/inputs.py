@@ -2,7 +2,8 @@
 
 A raw body is one image and carries its options in the query string; multipart has parts named
 `images` and options as form fields; JSON has a list `images` and options beside it. An option may
-stand in the query string of every form.
+stand in the query string of every form. Images that JSON names by URL are fetched here, so that the
+routes see bytes alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import orjson
 from pydantic import ValidationError
 from starlette.requests import Request
 
+from service.batching import within
 from service.errors import (
     FovealError,
     InvalidOption,
@@ -23,7 +25,8 @@ from service.errors import (
     TooLarge,
     UnsupportedMediaType,
 )
-from service.routes.body import read_body
+from service.fetch import Allowance
+from service.routes.body import deadline, read_body, while_connected
 from service.routes.gateway import Gateway
 from service.routes.multipart import parse_multipart
 from service.routes.problems import explain
@@ -32,6 +35,15 @@ from service.schemas import Options
 O = TypeVar("O", bound=Options)  # noqa: E741
 
 Source = bytes | FovealError
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An image that is somewhere else."""
+
+    url: str
+
+
 FORMS = (
     "image/* or application/octet-stream with the image as the body, multipart/form-data with "
     "parts named images, or application/json with a list named images"
@@ -69,8 +81,8 @@ class Asked(Generic[O]):
 @dataclass(slots=True)
 class _Parsed:
     options: dict[str, Any] = field(default_factory=dict)
-    images: list[Source] = field(default_factory=list)
-    candidates: list[Source] = field(default_factory=list)
+    images: list[Source | Link] = field(default_factory=list)
+    candidates: list[Source | Link] = field(default_factory=list)
 
     def option(self, name: str, value: Any) -> None:
         if name in self.options:
@@ -92,8 +104,11 @@ async def receive(request: Request, options: type[O], *, candidates: bool = Fals
         InvalidOption: An option is unknown, given twice or out of its range.
         TooLarge: The body or the number of images is over its limit.
         BodyTimeout: The body did not arrive in time.
+        DeadlineExceeded: The images at URLs did not arrive in time.
+        ClientDisconnect: The client went away.
     """
     settings = Gateway.of(request).settings
+    deadline(request, settings)
     body = await read_body(request, settings)
     work = (request, body, settings.max_images)
     parsed = await asyncio.to_thread(_parse, *work) if len(body) > LARGE else _parse(*work)
@@ -104,7 +119,35 @@ async def receive(request: Request, options: type[O], *, candidates: bool = Fals
             f"The request has {count} images; the limit is {settings.max_images}. "
             "Send them in several requests."
         )
-    return Asked(_validate(parsed.options, options), parsed.images, parsed.candidates)
+    valid = _validate(parsed.options, options)
+    sources = await arrived(request, [*parsed.images, *parsed.candidates])
+    images = len(parsed.images)
+    return Asked(valid, sources[:images], sources[images:])
+
+
+async def arrived(request: Request, sources: list[Source | Link]) -> list[Source]:
+    """The bytes of all images; those at URLs are fetched side by side, and each fails alone."""
+    here = [source for source in sources if not isinstance(source, Link)]
+    if len(here) == len(sources):
+        return here
+    gateway = Gateway.of(request)
+    allowance = Allowance(gateway.settings.max_body_bytes)
+
+    async def arrive(source: Source | Link) -> Source:
+        if not isinstance(source, Link):
+            return source
+        if gateway.fetcher is None:
+            return InvalidOption(
+                "url: this server fetches no URLs; send the image's bytes as b64, or have it "
+                "started with FOVEAL_URL_FETCH=true."
+            )
+        try:
+            return await gateway.fetcher.fetch(source.url, allowance)
+        except FovealError as error:
+            return error
+
+    async with within(deadline(request, gateway.settings)):
+        return await while_connected(request, asyncio.gather(*map(arrive, sources)))
 
 
 def _parse(request: Request, body: bytes, max_images: int) -> _Parsed:
@@ -147,12 +190,12 @@ def _read_json(body: bytes, parsed: _Parsed) -> None:
         elif not isinstance(value, list):
             raise InvalidOption(f"{name}: must be a list.")
         elif name == "images":
-            parsed.images = [_decode(entry) for entry in value]
+            parsed.images = [decode(entry) for entry in value]
         else:
-            parsed.candidates = [_decode(entry) for entry in value]
+            parsed.candidates = [decode(entry) for entry in value]
 
 
-def _decode(entry: Any) -> Source:
+def decode(entry: Any) -> Source | Link:
     """Give the bytes of one entry of a JSON list, or what is wrong with it."""
     match entry:
         case {"b64": str(text), **rest} if not rest:
@@ -161,10 +204,12 @@ def _decode(entry: Any) -> Source:
             head, _, text = uri.partition(",")
             if not head.endswith(";base64"):
                 return MalformedRequest("A data URI must be of the form data:image/png;base64,….")
-        case {"url": _}:
-            return InvalidOption("This server fetches no URLs; send the image's bytes as b64.")
+        case {"url": str(url), **rest} if not rest:
+            return Link(url)
         case _:
-            return InvalidOption('An image must be {"b64": "…"} or "data:image/png;base64,…".')
+            return InvalidOption(
+                'An image must be {"b64": "…"}, {"url": "https://…"} or "data:image/png;base64,…".'
+            )
     try:
         return base64.b64decode(text, validate=True)
     except ValueError as error:

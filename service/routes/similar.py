@@ -12,11 +12,12 @@ from service.engines.base import Outputs
 from service.errors import FovealError, InvalidOption
 from service.index.base import Vector
 from service.models import Model
+from service.pooling import unit
 from service.routes.answers import each, json_response, require_one, run_each
 from service.routes.documented import ERRORS, image_input
 from service.routes.gateway import Gateway
 from service.routes.inputs import Asked, receive
-from service.routes.vectors import given_vector, image_vector, unit
+from service.routes.vectors import given_vector, image_vector
 from service.schemas import CandidatesAnswer, SimilarAnswer, SimilarOptions
 
 router = APIRouter(tags=["images"])

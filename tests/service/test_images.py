@@ -199,6 +199,12 @@ def test_other_colours_come_out_as_in_a_viewer(mode):
     assert np.array_equal(pixels, shown(stored.convert("RGB")))
 
 
+def test_cmyk_jpegs_as_adobe_writes_them_are_not_negatives():
+    data = encoded(photo().convert("CMYK"), "JPEG", quality=95)
+    assert b"Adobe" in data
+    assert np.abs(shown(data).astype(int) - shown(photo())).mean() < 1.5
+
+
 def test_transparency_is_shown_over_white():
     image = Image.new("RGBA", (64, 64), (255, 0, 0, 0))
     image.paste((0, 0, 0, 255), (0, 0, 32, 64))
@@ -213,6 +219,33 @@ def test_transparent_palette_entry_is_shown_over_white():
     image = Image.new("P", (8, 8), 1)
     image.putpalette([255, 0, 0, 0, 0, 255])
     assert np.all(shown(encoded(image, "PNG", transparency=1)) == 255)
+
+
+def test_what_a_gifs_first_frame_leaves_open_is_white():
+    red = Image.new("P", (30, 20), 0)
+    red.putpalette([255, 0, 0, 0, 0, 255])
+    data = encoded(red, "GIF")
+    # The screen grows to 40 x 40, the frame moves to (10, 20).
+    frame = data.index(b",", 13)
+    data = (
+        data[:6]
+        + struct.pack("<HH", 40, 40)
+        + data[10:frame]
+        + struct.pack("<cHH", b",", 10, 20)
+        + data[frame + 5 :]
+    )
+    pixels = shown(data, View("whole", 40))
+    expected = np.full((40, 40, 3), 255)
+    expected[20:, 10:] = (255, 0, 0)
+    assert np.array_equal(pixels, expected)
+
+
+@pytest.mark.parametrize("clear", [0, 1000])
+def test_transparent_shade_of_deep_grey_is_shown_over_white(clear):
+    deep = np.full((8, 8), 40_000, np.uint16)
+    deep[:, 4:] = clear
+    data = encoded(Image.fromarray(deep), "PNG", transparency=clear)
+    assert np.array_equal(np.unique(shown(data, View("whole", 8))), [round(40_000 / 257), 255])
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
@@ -364,6 +397,7 @@ def test_odd_images_are_shown_or_refused_within_memory_and_time(fit):
     assert child.returncode == 0, child.stderr[-2000:].decode()
     results = json.loads(child.stdout)
     assert len(results) == manifest["count"]
+    assert all(result == "ok" or result.startswith("4") for result in results.values())
     refused = set()
     for entry in manifest["files"]:
         result = results[entry["file"]]

@@ -75,7 +75,7 @@ def test_npy_stacks_images_of_one_grid_and_refuses_others(client: httpx.Client) 
     assert np.load(io.BytesIO(stacked.content)).shape[:2] == (2, 2)
     unlike = [("images", photograph()), ("images", photograph(size=(80, 80)))]
     refused = client.post("/attention", files=unlike, data={"output": "npy"})
-    assert_problem(refused, 422, "invalid_option", "grids", "json")
+    assert_problem(refused, 422, "invalid_option", "grids", "JSON")
 
 
 @pytest.mark.parametrize("view", ["heatmap", "overlay", "mask", "heads"])

@@ -3,7 +3,10 @@ import asyncio
 import pytest
 from starlette.requests import ClientDisconnect, Request
 
-from service.routes.body import while_connected
+from service.bundle import Bundle
+from service.errors import InvalidOption
+from service.routes.body import deadline, while_connected
+from service.settings import Settings
 
 
 def request(messages: asyncio.Queue) -> Request:
@@ -55,3 +58,22 @@ async def test_work_is_cancelled_with_its_request() -> None:
     with pytest.raises(asyncio.CancelledError):
         await answer
     await cancelled.wait()
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [(None, 30), (b"250", 0.25), (b"99999999", 30)])
+async def test_the_deadline_is_the_shorter_of_the_clients_and_the_servers(
+    bundle: Bundle, asked: bytes | None, seconds: float
+) -> None:
+    headers = [] if asked is None else [(b"x-request-timeout-ms", asked)]
+    came = Request({"type": "http", "headers": headers})
+    settings = Settings(model=bundle.path, request_timeout=30)
+    until = deadline(came, settings)
+    assert until - asyncio.get_running_loop().time() == pytest.approx(seconds, abs=0.1)
+    await asyncio.sleep(0.01)
+    assert deadline(came, settings) == until
+
+
+async def test_a_deadline_of_too_many_digits_is_refused(bundle: Bundle) -> None:
+    came = Request({"type": "http", "headers": [(b"x-request-timeout-ms", b"9" * 5000)]})
+    with pytest.raises(InvalidOption, match="X-Request-Timeout-Ms"):
+        deadline(came, Settings(model=bundle.path))

@@ -4,12 +4,16 @@ import base64
 import io
 import socket
 import struct
+import threading
 import time
 import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
 
+from tests.data import dataset
 from tests.service.routes.conftest import PNG, Serve, assert_problem, b64, photograph
 
 
@@ -118,7 +122,9 @@ def test_when_all_fail_the_problem_lists_each(client: httpx.Client) -> None:
         ({"json": {"images": []}}, 422, "invalid_option", "images"),
         ({}, 422, "invalid_option", "images"),
         ({"json": {"images": "x"}}, 422, "invalid_option", "list"),
-        ({"json": {"images": [{"url": "http://a/b"}]}}, 422, "invalid_option", "URL"),
+        ({"json": {"images": [{"url": "http://a/b"}]}}, 422, "invalid_option", "FOVEAL_URL_FETCH"),
+        ({"json": {"images": [{"url": 7}]}}, 422, "invalid_option", "url"),
+        ({"json": {"images": [{"url": "http://a/b", "b64": ""}]}}, 422, "invalid_option", "url"),
         ({"json": {"images": [7]}}, 422, "invalid_option", "b64"),
         ({"json": {"images": [{"b64": "a"}]}}, 400, "malformed_request", "base64"),
         ({"json": {"images": ["data:image/png,abc"]}}, 400, "malformed_request", "data URI"),
@@ -163,7 +169,7 @@ def test_a_malformed_request_is_told_what_is_wrong(
 @pytest.mark.parametrize(
     ("query", "words"),
     [
-        ("sise=64", ("'sise'", "fit, model, normalize, size")),
+        ("sise=64", ("'sise'", "fit, model, normalize, pooling, size")),
         ("size=0", ("size",)),
         ("size=many", ("size",)),
         ("size=30", ("size", "30", "multiple", "8")),
@@ -252,3 +258,114 @@ def test_a_large_body_is_parsed_like_a_small_one(client: httpx.Client) -> None:
     large = [buffer.getvalue() + bytes(700_000)] * 2
     answer = client.post("/embed", files=[("images", p) for p in large])
     assert len(embeddings(answer)) == 2
+
+
+class Store(BaseHTTPRequestHandler):
+    """A photograph at /photo, nothing ever at /never, 404 elsewhere."""
+
+    protocol_version = "HTTP/1.1"
+    never = threading.Event()
+    left = threading.Event()
+
+    def do_GET(self) -> None:
+        if self.path == "/never":
+            self.connection.settimeout(5)
+            if self.connection.recv(1) == b"":
+                self.left.set()
+            self.close_connection = True
+            return
+        body = photograph() if self.path == "/photo" else b""
+        self.send_response(200 if body else 404)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def store() -> Iterator[str]:
+    Store.left.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Store)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture(scope="module")
+def fetching(serve: Serve) -> Iterator[httpx.Client]:
+    with serve(url_fetch=True, url_allow=("127.0.0.1/32",), max_images=3) as client:
+        yield client
+
+
+def test_an_image_at_a_url_is_as_good_as_its_bytes(fetching: httpx.Client, store: str) -> None:
+    link = {"url": f"{store}/photo"}
+    one, other = embeddings(fetching.post("/embed", json={"images": [link, b64(photograph())]}))
+    assert one == other
+    ranked = fetching.post("/similar", json={"images": [link], "candidates": [link]}).json()
+    assert ranked["results"] == [{"index": 0, "score": pytest.approx(1)}]
+    drawn = fetching.post("/attention?output=png", json={"images": [link]})
+    assert drawn.headers["content-type"] == "image/png"
+
+
+def test_of_several_urls_each_fails_alone(fetching: httpx.Client, store: str) -> None:
+    images = [{"url": f"{store}/{path}"} for path in ("none", "photo")]
+    images.append({"url": "http://127.0.0.2/photo"})
+    first, good, last = fetching.post("/embed", json={"images": images}).json()["embeddings"]
+    assert "embedding" in good
+    assert first["error"]["code"] == last["error"]["code"] == "unfetchable_image"
+    assert "404" in first["error"]["detail"]
+    assert "public" in last["error"]["detail"]
+
+
+def test_nothing_is_fetched_for_a_request_that_is_refused(
+    fetching: httpx.Client, store: str
+) -> None:
+    never = {"url": f"{store}/never"}
+    for body in ({"images": [never] * 4}, {"images": [never], "size": 0}):
+        answer = fetching.post("/embed", json=body, headers={"X-Request-Timeout-Ms": "3000"})
+        assert answer.status_code in (413, 422)
+
+
+def test_urls_are_fetched_within_the_deadline(fetching: httpx.Client, store: str) -> None:
+    asked = {"images": [{"url": f"{store}/never"}]}
+    answer = fetching.post("/embed", json=asked, headers={"X-Request-Timeout-Ms": "200"})
+    assert_problem(answer, 504, "deadline_exceeded")
+    assert Store.left.wait(5)
+
+
+def test_a_client_that_leaves_ends_the_fetch(fetching: httpx.Client, store: str) -> None:
+    asked = {"images": [{"url": f"{store}/never"}]}
+    with pytest.raises(httpx.ReadTimeout):
+        fetching.post("/embed", json=asked, timeout=0.3)
+    assert Store.left.wait(3)
+
+
+@pytest.mark.parametrize("asked", ["soon", "0", "-1", "1.5", "", "²"])
+def test_a_deadline_that_is_no_number_is_named(client: httpx.Client, asked: str) -> None:
+    headers = {**PNG, "X-Request-Timeout-Ms": asked.encode()}
+    answer = client.post("/embed", content=photograph(), headers=headers)
+    assert_problem(answer, 422, "invalid_option", "X-Request-Timeout-Ms", "30000")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_odd_images_harm_no_good_one_beside_them(serve: Serve) -> None:
+    odd = [path.read_bytes() for path in sorted(dataset("odd_public").glob("pub_*"))]
+    good = ("images", photograph())
+    answered = 0
+    with serve() as client:
+        (alone,) = embeddings(client.post("/embed", files=[good]))
+        for start in range(0, len(odd), 60):
+            files = [good, *(("images", data) for data in odd[start : start + 60])]
+            answer = client.post("/embed", files=files)
+            assert answer.status_code == 200, answer.text
+            first, *others = answer.json()["embeddings"]
+            assert first["embedding"] == alone
+            assert len(others) == len(files) - 1
+            for entry in others:
+                answered += "embedding" in entry
+                assert "embedding" in entry or 400 <= entry["error"]["status"] < 500
+    assert answered >= 309 - 2
