@@ -1,12 +1,17 @@
 """One exception tree for everything that can go wrong with a request.
 
 Each class carries the status, the code and the title that a client sees; the message names the
-field, the limit and the way out. Anything that is not a `FovealError` is a defect and answers 500.
+field, the limit and the way out. An error renders in three ways, one for each family of routes.
+Anything that is not a `FovealError` is a defect and answers 500.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from copy import copy
+from typing import Any, Self
+
+# What OpenAI's client is told beside the status; other refusals are `invalid_request_error`.
+OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class FovealError(Exception):
@@ -15,19 +20,31 @@ class FovealError(Exception):
     Args:
         detail: What went wrong and what to do about it, in one or two sentences.
         retry_after: Seconds after which the same request may succeed.
+
+    Attributes:
+        field: The part of the request at fault, such as `input[3]`, where the rendering has a
+            place for it.
     """
 
-    status: ClassVar[int] = 500
-    code: ClassVar[str] = "internal"
-    title: ClassVar[str] = "Internal error"
+    status: int = 500
+    code: str = "internal"
+    title: str = "Internal error"
 
     def __init__(self, detail: str, *, retry_after: int | None = None) -> None:
         super().__init__(detail)
         self.detail = detail
         self.retry_after = retry_after
+        self.field: str | None = None
+
+    def of(self, field: str) -> Self:
+        """This error, saying that it is about one part of the request."""
+        # A copy, because requests that wait for the same computation share its error.
+        error = copy(self)
+        error.detail, error.field = f"{field}: {self.detail}", field
+        return error
 
     def problem(self) -> dict[str, Any]:
-        """Render as the members of a problem document (RFC 9457)."""
+        """Render as the members of a problem document (RFC 9457), for the native routes."""
         return {
             "type": f"urn:foveal:error:{self.code}",
             "title": self.title,
@@ -36,11 +53,39 @@ class FovealError(Exception):
             "detail": self.detail,
         }
 
+    def openai(self) -> dict[str, Any]:
+        """Render as OpenAI's API does, for `/v1`."""
+        other = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": self.detail,
+                "type": OPENAI_TYPES.get(self.status, other),
+                "param": self.field,
+                "code": self.code,
+            }
+        }
+
+    def inference(self) -> dict[str, Any]:
+        """Render as the Open Inference Protocol does, for `/v2`."""
+        return {"error": self.detail}
+
 
 class MalformedRequest(FovealError):
     """The body cannot be parsed: JSON, base64 or multipart is broken."""
 
     status, code, title = 400, "malformed_request", "Malformed request"
+
+
+class Unauthorized(FovealError):
+    """The request has no API key, or one that is not known."""
+
+    status, code, title = 401, "unauthorized", "No valid API key"
+
+
+class Forbidden(FovealError):
+    """The API key lacks the right to do this."""
+
+    status, code, title = 403, "forbidden", "Not allowed with this key"
 
 
 class NotFound(FovealError):
@@ -73,10 +118,22 @@ class UndecodableImage(FovealError):
     status, code, title = 422, "undecodable_image", "Undecodable image"
 
 
+class UnfetchableImage(FovealError):
+    """The image's URL may not be fetched, or no image came from it."""
+
+    status, code, title = 422, "unfetchable_image", "Unfetchable image"
+
+
 class InvalidOption(FovealError):
     """An option is unknown or out of its range."""
 
     status, code, title = 422, "invalid_option", "Invalid option"
+
+
+class RateLimited(FovealError):
+    """The caller has asked for more than its rate allows."""
+
+    status, code, title = 429, "rate_limited", "Too many images"
 
 
 class Overloaded(FovealError):
@@ -95,6 +152,18 @@ class BodyTimeout(FovealError):
     """The request's bytes did not arrive in time."""
 
     status, code, title = 408, "body_timeout", "Request took too long to arrive"
+
+
+class HeadersTimeout(FovealError):
+    """The request's headers did not arrive in time."""
+
+    status, code, title = 408, "headers_timeout", "Headers took too long to arrive"
+
+
+class HeadersTooLarge(FovealError):
+    """The request's path and headers are over their limit in bytes."""
+
+    status, code, title = 431, "headers_too_large", "Headers too large"
 
 
 class AllImagesFailed(FovealError):

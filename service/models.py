@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from service.bundle import MANIFEST, Bundle, BundleError, Manifest
-from service.cache import MemoryCache
-from service.engines.onnx import OnnxEngine
+from service.cache import Cache
+from service.engines.base import EngineUnavailable
+from service.engines.choose import choose
 from service.errors import InvalidOption, NotFound
 from service.images import View
 from service.pipeline import Pipeline
 from service.schemas import Options
 from service.settings import Settings
 
+RETIRE_POLL = 0.1  # seconds
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Model:
-    """One bundle and the path that photographs take through it."""
+    """One bundle and the path that photographs take through it.
+
+    Attributes:
+        bundle: What is served.
+        pipeline: Runs it.
+        since: When it was loaded, in seconds since 1970.
+    """
 
     bundle: Bundle
     pipeline: Pipeline
+    since: int = field(default_factory=lambda: int(time.time()))
 
     @property
     def manifest(self) -> Manifest:
@@ -66,10 +77,11 @@ class Models:
 
     Raises:
         BundleError: A bundle is missing or damaged, or its graph is not the contract's.
+        EngineUnavailable: The engine or precision asked for cannot run here.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.cache = MemoryCache(settings.cache_bytes)
+        self.cache = Cache(settings)
         self._settings = settings
         self._decoder = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         self._loading = asyncio.Lock()
@@ -79,8 +91,8 @@ class Models:
         self.default = first.manifest.name
         self._models = {self.default: first}
         for name in self.stored():
-            if name not in self._models:
-                self._models[name] = self._open(self._folder(name))
+            if name != self.default:
+                self._models[name] = self._open(self._folder(name), name)
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
@@ -94,8 +106,7 @@ class Models:
         try:
             return self._models[name]
         except KeyError:
-            served = ", ".join(map(repr, self._models))
-            raise NotFound(f"There is no model {name!r}; this server serves {served}.") from None
+            raise self._unknown(name) from None
 
     def __contains__(self, name: str) -> bool:
         return name in self._models
@@ -110,7 +121,9 @@ class Models:
         repository = self._settings.repository
         if repository is None:
             return []
-        return sorted(manifest.parent.name for manifest in repository.glob(f"*/{MANIFEST}"))
+        names = (manifest.parent.name for manifest in repository.glob(f"*/{MANIFEST}"))
+        # A hidden folder is a bundle that is being put in place or taken away.
+        return sorted(name for name in names if not name.startswith("."))
 
     async def start(self) -> None:
         """Warm every model up, then accept photographs."""
@@ -120,8 +133,10 @@ class Models:
     async def close(self) -> None:
         """Refuse new photographs, answer those accepted and release every model."""
         self._closing.set()
-        await asyncio.gather(*self._retiring, *(model.pipeline.close() for model in self))
+        async with self._loading:
+            await asyncio.gather(*self._retiring, *(model.pipeline.close() for model in self))
         await asyncio.to_thread(self._decoder.shutdown)
+        await self.cache.close()
 
     async def load(self, name: str) -> Model:
         """Read the bundle `name` anew and serve it, in place of what was served under its name.
@@ -136,13 +151,13 @@ class Models:
         async with self._loading:
             folder = self._folder(name)
             try:
-                model = await asyncio.to_thread(self._open, folder)
-            except BundleError as error:
-                raise InvalidOption(f"{name}: {error}.") from error
-            await model.pipeline.start()
-            replaced = self._models.get(name)
+                model = await asyncio.to_thread(self._open, folder, name)
+            except (BundleError, EngineUnavailable) as error:
+                raise InvalidOption(f"{name}: {error}; what was served goes on.") from error
+            await self._start(model)
+            if name in self._models:
+                self._retire(self._models.pop(name))
             self._models[name] = model
-            self._retire(replaced)
             return model
 
     async def unload(self, name: str) -> None:
@@ -153,41 +168,58 @@ class Models:
             InvalidOption: It is the default.
         """
         async with self._loading:
-            model = self[name]
             if name == self.default:
                 raise InvalidOption(f"{name}: the default model stays; load it anew to replace it.")
-            del self._models[name]
-            self._retire(model)
+            if name not in self._models:
+                raise self._unknown(name)
+            self._retire(self._models.pop(name))
 
-    def _open(self, folder: Path) -> Model:
+    def _open(self, folder: Path, name: str | None = None) -> Model:
         bundle = Bundle.load(folder)
-        if folder != self._settings.model and folder.name != bundle.manifest.name:
+        if name not in (None, bundle.manifest.name):
             raise BundleError(
-                f"{folder} holds the model {bundle.manifest.name!r}; name the folder so"
+                f"{folder} holds the model {bundle.manifest.name!r}; {name!r} is expected there"
             )
-        engine = OnnxEngine(bundle, self._settings.threads)
+        engine = choose(bundle, self._settings)
         return Model(bundle, Pipeline(bundle, engine, self._settings, self.cache, self._decoder))
 
+    async def _start(self, model: Model) -> None:
+        try:
+            await model.pipeline.start()
+        except BaseException as error:
+            await model.pipeline.close()
+            if isinstance(error, Exception):
+                raise InvalidOption(
+                    f"{model.manifest.name}: its graph cannot be run: {error}"
+                ) from error
+            raise
+
     def _folder(self, name: str) -> Path:
+        if name == self.default:
+            return self._settings.model
         if name in self.stored():
             assert self._settings.repository is not None
             return self._settings.repository / name
-        if name == self.default:
-            return self._settings.model
         raise NotFound(
             f"The repository has no model {name!r}; it has {', '.join(self.stored()) or 'none'}."
         )
 
-    def _retire(self, model: Model | None) -> None:
-        if model is None:
-            return
-        task = asyncio.create_task(self._close_unused(model))
+    def _unknown(self, name: str) -> NotFound:
+        served = ", ".join(map(repr, self._models))
+        return NotFound(f"There is no model {name!r}; this server serves {served}.")
+
+    def _retire(self, model: Model) -> None:
+        """Close a model that is served no longer, once the requests that hold it are done."""
+        task = asyncio.create_task(self._close_unused(weakref.ref(model), model.pipeline))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _close_unused(self, model: Model) -> None:
-        # Whoever was given the model before it was replaced holds it for one request at most.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(2 * self._settings.request_timeout):
-                await self._closing.wait()
-        await model.pipeline.close()
+    async def _close_unused(self, model: weakref.ref[Model], pipeline: Pipeline) -> None:
+        # A request that was given the model before it was replaced holds it to its end. Where
+        # an error's traceback holds it longer, no request lasts past the second limit.
+        limit = asyncio.get_running_loop().time() + 2 * self._settings.request_timeout
+        while model() and not self._closing.is_set():
+            if asyncio.get_running_loop().time() > limit:
+                break
+            await asyncio.sleep(RETIRE_POLL)
+        await pipeline.close()

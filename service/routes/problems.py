@@ -1,4 +1,7 @@
-"""Whatever goes wrong, answered as a problem document (RFC 9457)."""
+"""Whatever goes wrong, answered as the caller's protocol has it.
+
+Native routes answer a problem document (RFC 9457), `/v1` OpenAI's form, `/v2` Triton's.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import compile_path
 
 from service.errors import BodyTimeout, FovealError, InvalidOption
 from service.routes.body import BodyTooLarge, LingeringResponse
@@ -19,10 +23,13 @@ MEDIA_TYPE = "application/problem+json"
 CLIENT_CLOSED_REQUEST = 499  # nginx's name for it; nobody is there to read it
 
 
+EXPECTED = (FovealError, RequestValidationError, HTTPException, ClientDisconnect)
+
+
 def install(app: FastAPI) -> None:
-    """Have the application answer every error as a problem."""
-    for kind in (FovealError, RequestValidationError, HTTPException, ClientDisconnect, Exception):
-        app.add_exception_handler(kind, _answer)
+    """Have the application answer every error in the form of its route."""
+    for kind in (*EXPECTED, Exception):
+        app.add_exception_handler(kind, answer)
 
 
 def internal() -> FovealError:
@@ -30,41 +37,59 @@ def internal() -> FovealError:
     return FovealError("The server failed on this request; its log says why.")
 
 
-async def _answer(_: Request, error: Exception) -> Response:
-    match error:
-        case BodyTooLarge() | BodyTimeout():
-            return _render(error, LingeringResponse)
-        case FovealError():
-            return _render(error)
-        case RequestValidationError():
-            return _render(InvalidOption(explain(error.errors())))
-        case HTTPException():
-            return _render_http(error)
-        case ClientDisconnect():
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        case _:
-            answer = _render(internal())
-            # uvicorn closes the connection after a defect; unannounced, the next request is lost.
-            answer.headers["Connection"] = "close"
-            return answer
-
-
-def _render(error: FovealError, kind: type[Response] = Response) -> Response:
+def render(error: FovealError, path: str) -> Response:
+    """Answer `error` in the form of the routes that `path` belongs to."""
+    kind = LingeringResponse if isinstance(error, BodyTooLarge | BodyTimeout) else Response
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    if path.startswith("/v1/"):
+        # OpenAI's clients know a bad input by 400 alone.
+        status = 400 if error.status in (415, 422) else error.status
+        return kind(orjson.dumps(error.openai()), status, headers, "application/json")
+    if path.startswith("/v2"):
+        return kind(orjson.dumps(error.inference()), error.status, headers, "application/json")
     return kind(orjson.dumps(error.problem()), error.status, headers, MEDIA_TYPE)
 
 
-def _render_http(error: HTTPException) -> Response:
-    status = HTTPStatus(error.status_code)
-    code = status.name.lower()
-    problem = {
-        "type": f"urn:foveal:error:{code}",
-        "title": status.phrase,
-        "status": status.value,
-        "code": code,
-        "detail": f"{status.description or status.phrase}; GET /docs lists the routes.",
+async def answer(request: Request, error: Exception) -> Response:
+    """Answer what a route raised; of a defect nothing is told."""
+    path = request.scope["path"]
+    match error:
+        case FovealError():
+            return render(error, path)
+        case RequestValidationError():
+            return render(InvalidOption(explain(error.errors())), path)
+        case HTTPException():
+            refusal = render(_NoSuchRoute(HTTPStatus(error.status_code)), path)
+            refusal.headers.update(error.headers or {})
+            if "Allow" in refusal.headers and (methods := _methods(request)):
+                refusal.headers["Allow"] = ", ".join(sorted(methods))
+            return refusal
+        case ClientDisconnect():
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        case _:
+            failure = render(internal(), path)
+            # uvicorn closes the connection after a defect; unannounced, the next request is lost.
+            failure.headers["Connection"] = "close"
+            return failure
+
+
+def _methods(request: Request) -> set[str]:
+    """The documented methods at this path; the router itself tells those of one route."""
+    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    return {
+        method.upper()
+        for template, methods in paths.items()
+        if compile_path(template)[0].match(request.scope["path"])
+        for method in methods
     }
-    return Response(orjson.dumps(problem), status, error.headers, MEDIA_TYPE)
+
+
+class _NoSuchRoute(FovealError):
+    """The router's own refusal: an unknown path, or a method that the path has not."""
+
+    def __init__(self, status: HTTPStatus) -> None:
+        super().__init__(f"{status.description or status.phrase}; GET /docs lists the routes.")
+        self.status, self.code, self.title = status.value, status.name.lower(), status.phrase
 
 
 def explain(errors: Any) -> str:
