@@ -7,17 +7,22 @@ file that `FOVEAL_CONFIG` names, the default here.
 from __future__ import annotations
 
 import os
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
 from service import bundle
+from service.guards.rates import Rate
 
 MEGABYTE = 1_000_000
 
@@ -36,10 +41,29 @@ class Settings(BaseSettings):
     data: Path = Field(
         Path.home() / ".local/share/foveal", description="Folder of the local index."
     )
-    threads: int = Field(
-        default_factory=lambda: len(os.sched_getaffinity(0)),
+    workers: int = Field(
+        1,
         ge=1,
-        description="Processor cores to use for decoding and for the model.",
+        description="Processes on the one port; more where one event loop is the bottleneck. "
+        "Cache and index must then be Redis.",
+    )
+    threads: int = Field(
+        default_factory=lambda data: _cores(data.get("workers", 1)),
+        ge=1,
+        description="Processor cores to use for decoding and for the model, in each worker.",
+    )
+    engine: Literal["auto", "onnx", "openvino", "tensorrt"] = Field(
+        "auto",
+        description="What runs the model; tensorrt on an NVIDIA GPU that serves for long: its "
+        "first start takes minutes.",
+    )
+    precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
+        "auto",
+        description="Of the model; fp32 for the numbers of training to the last digits. auto is "
+        "the fastest that the bundle records as faithful.",
+    )
+    gpu_bytes: int | None = Field(
+        None, gt=0, description="Most GPU memory of a model; name it to share the GPU."
     )
     max_image_bytes: int = Field(20 * MEGABYTE, gt=0, description="Largest encoded image.")
     max_body_bytes: int = Field(64 * MEGABYTE, gt=0, description="Largest request body.")
@@ -51,7 +75,119 @@ class Settings(BaseSettings):
     max_queue: int = Field(1024, gt=0, description="Most images waiting for the model.")
     body_timeout: float = Field(10.0, gt=0, description="Seconds for a request's bytes to arrive.")
     request_timeout: float = Field(30.0, gt=0, description="Seconds for a request's answer.")
+    header_timeout: float = Field(
+        10.0, gt=0, description="Seconds for headers to arrive; less under slow attacks."
+    )
+    max_header_bytes: int = Field(
+        32_768, gt=0, description="Largest headers, the path included; more for huge cookies."
+    )
+    max_connections: int = Field(
+        4096,
+        gt=0,
+        description="Most open connections of a worker; beyond it requests are answered 503.",
+    )
+    keys_file: Path | None = Field(
+        None,
+        description="File of API keys, `name scopes sha256` in a line, as `foveal key` makes them; "
+        "set it wherever strangers can connect.",
+    )
+    open_metrics: bool = Field(
+        True, description="Whether /metrics needs no API key; off where strangers can connect."
+    )
+    rate_limit: str | None = Field(
+        None,
+        description="Most images of one API key, or of one address where there are no keys: "
+        "100/s, 6000/m, 50000/h. As many may come at once. Redis, if set, counts for all gateways.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Pages of other sites that may call from a browser, joined by commas: "
+        "https://app.example; * for all.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="json where a program reads the log."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The least that is logged; debug to look for a fault."
+    )
+    access_log: bool = Field(
+        False, description="A line in the log for each request; off where many are cache hits."
+    )
+    max_answer_bytes: int = Field(
+        64 * MEGABYTE, gt=0, description="Largest pooling=patches answer, counted as float32."
+    )
+    url_fetch: bool = Field(
+        False,
+        description="Fetch images by URL; on only where clients may see whatever this server can.",
+    )
+    url_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        (),
+        description="Networks that URLs may lead to, on any port, besides public addresses, joined "
+        "by commas: 10.1.2.0/24 for a private image store.",
+    )
+    url_timeout: float = Field(
+        5.0, gt=0, description="Seconds for one URL; more if images come from far away."
+    )
+    url_concurrency: int = Field(
+        16, gt=0, description="Most URLs fetched at once; each may hold an image in memory."
+    )
     cache_bytes: int = Field(256 * MEGABYTE, ge=0, description="Memory for cached outputs.")
+    cache_ttl: float = Field(
+        86_400.0, ge=0.001, description="Seconds that Redis keeps an output; less if it is full."
+    )
+    cache_redis_timeout: float = Field(
+        0.05, gt=0, description="Seconds a request waits for Redis; more if Redis is far away."
+    )
+    redis_url: SecretStr | None = Field(
+        None, description="Redis that several gateways share: redis://user:password@host:6379/0."
+    )
+    index: Literal["local", "redis"] = Field(
+        "local",
+        description="Where collections are kept: in the folder `data`, or in the Redis 8 of "
+        "redis_url, which several gateways may share.",
+    )
+    index_timeout: float = Field(
+        5.0, gt=0, description="Seconds that Redis may take to search or to keep items."
+    )
+
+    @model_validator(mode="after")
+    def _redis_for_workers(self) -> Settings:
+        if self.workers > 1 and (self.redis_url is None or self.index != "redis"):
+            raise ValueError(
+                f"workers: {self.workers} processes share cache and index through Redis; set "
+                "redis_url and index = redis, or serve with one worker"
+            )
+        return self
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _is_rate(cls, rate: str | None) -> str | None:
+        if rate is not None:
+            Rate.parse(rate)
+        return rate
+
+    @field_validator("cors_origins", "url_allow", mode="before")
+    @classmethod
+    def _from_commas(cls, origins: Any) -> Any:
+        if isinstance(origins, str):
+            return [origin.strip() for origin in origins.split(",") if origin.strip()]
+        return origins
+
+    @field_validator("redis_url")
+    @classmethod
+    def _well_formed(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not _is_redis_url(url.get_secret_value()):
+            raise ValueError(
+                "write redis://[user:password@]host[:port][/database], rediss:// for TLS or "
+                "unix:///path, with special characters of the password percent-encoded"
+            )
+        return url
+
+    @model_validator(mode="after")
+    def _redis_for_the_index(self) -> Settings:
+        if self.index == "redis" and self.redis_url is None:
+            raise ValueError("index: redis needs redis_url; set it, or use the local index")
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -63,8 +199,22 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order the sources as the module says."""
-        path = os.environ.get("FOVEAL_CONFIG")
-        if path and not Path(path).is_file():
-            raise ValueError(f"there is no file {path}")
-        file = TomlConfigSettingsSource(settings_cls, path)
+        file = TomlConfigSettingsSource(settings_cls, os.environ.get("FOVEAL_CONFIG"))
         return init_settings, env_settings, file
+
+
+def _cores(workers: int) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // workers)
+
+
+def _is_redis_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        return False
+    if parts.scheme == "unix":
+        return bool(parts.path)
+    database = parts.path.removeprefix("/")
+    known = parts.scheme in ("redis", "rediss")
+    return known and bool(parts.hostname) and (not database or database.isdecimal())

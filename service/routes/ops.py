@@ -1,8 +1,11 @@
-"""The probes: two questions that an orchestrator asks, kept apart on purpose."""
+"""The probes, two questions that an orchestrator asks, kept apart on purpose; and the metrics."""
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -11,6 +14,7 @@ from service.routes.answers import json_response
 from service.routes.documented import ERRORS
 from service.routes.gateway import Gateway
 from service.schemas import Status
+from service.telemetry import metrics
 
 router = APIRouter(tags=["probes"])
 
@@ -27,6 +31,19 @@ async def livez() -> Response:
 async def readyz(request: Request) -> Response:
     """Whether a photograph would be answered now: the model is warm and not draining."""
     gateway = Gateway.of(request)
-    if not gateway.models.ready:
+    if not gateway.ready:
         raise Overloaded("The server is starting or draining.", retry_after=1)
     return json_response({"status": "ready", **gateway.model().served})
+
+
+@router.get(
+    "/metrics",
+    response_model=None,
+    responses={200: {"description": "Prometheus' text format", "content": {"text/plain": {}}}},
+)
+async def show_metrics(request: Request) -> Response:
+    """What this server, with all its workers, has done and does."""
+    served = [(m.manifest.name, m.digest) for m in Gateway.of(request).models]
+    # Not in the event loop: the files of many workers take a while to read.
+    text = await asyncio.to_thread(metrics.exposition, served)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

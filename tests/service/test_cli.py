@@ -1,83 +1,37 @@
-"""The command line as a user runs it: in a process of its own."""
+"""The command line as a user runs it."""
 
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tomllib
 from pathlib import Path
 
 import httpx
 import pytest
 
 from service.bundle import Bundle
+from service.guards.keys import KeyRing
+from service.settings import Settings
+from tests.service.processes import foveal, serving
 from tests.service.routes.conftest import PNG, photograph
-
-FOVEAL = [sys.executable, "-c", "from service.cli import main; main()"]
-
-
-def foveal(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*FOVEAL, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=os.environ | environment,
-    )
-
-
-@contextmanager
-def serving(*arguments: object, **environment: str) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A server on a free port, and its address."""
-    process = subprocess.Popen(
-        [*FOVEAL, "serve", "--port", "0", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
-    )
-    assert process.stdout is not None
-    try:
-        line = process.stdout.readline()
-        address = re.search(r"http://\S+", line)
-        assert address, line
-        yield process, address.group()
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
 
 
 def test_serve_says_where_it_listens_and_answers(bundle: Bundle, tmp_path: Path) -> None:
-    with serving("--model", bundle.path, "--data", tmp_path) as (process, address):
-        assert httpx.get(f"{address}/readyz").json()["model"] == "tiny"
-        assert httpx.post(f"{address}/embed", content=photograph(), headers=PNG).is_success
-        process.terminate()
-        assert process.wait(20) == 0
+    with serving("--model", bundle.path, "--data", tmp_path) as server:
+        assert httpx.get(f"{server.address}/readyz").json()["model"] == "tiny"
+        answer = httpx.post(f"{server.address}/embed", content=photograph(), headers=PNG)
+        assert answer.is_success
+        assert server.end() == 0
+        assert server.log == ""
 
 
-def test_sigterm_answers_what_is_in_flight(bundle: Bundle, tmp_path: Path) -> None:
-    photo = photograph()
-    with serving("--model", bundle.path, "--data", tmp_path) as (process, address):
-        url = httpx.URL(address)
-        with socket.create_connection((url.host, url.port)) as raw:
-            raw.settimeout(20)
-            raw.sendall(
-                b"POST /embed HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
-                b"Content-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(photo)
-            )
-            assert raw.recv(100).startswith(b"HTTP/1.1 100")  # the handler has begun
-            process.send_signal(signal.SIGTERM)
-            finish = threading.Timer(0.5, raw.sendall, [photo])
-            finish.start()
-            answer = b"".join(iter(lambda: raw.recv(65536), b""))
-            finish.join()
-        assert answer.startswith(b"HTTP/1.1 200")
-        assert process.wait(20) == 0
+def test_ctrl_c_ends_it_without_a_traceback(bundle: Bundle, tmp_path: Path) -> None:
+    with serving("--model", bundle.path, "--data", tmp_path) as server:
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 0
+        assert server.log == ""
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_file(
@@ -86,11 +40,35 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(
     config = tmp_path / "foveal.toml"
     config.write_text(f'max_images = 1\nmodel = "{bundle.path}"\ndata = "/nowhere"\n')
     environment = {"FOVEAL_CONFIG": str(config), "FOVEAL_MAX_IMAGES": "2", "FOVEAL_HOST": "::1"}
-    with serving("--data", tmp_path / "data", "--host", "127.0.0.1", **environment) as (_, address):
-        assert address.startswith("http://127.0.0.1:")
+    arguments = ("--data", tmp_path / "data", "--host", "127.0.0.1")
+    with serving(*arguments, **environment) as server:
+        assert server.address.startswith("http://127.0.0.1:")
         for count, status in ((2, 200), (3, 413)):
             files = [("images", photograph())] * count
-            assert httpx.post(f"{address}/embed", files=files).status_code == status
+            assert httpx.post(f"{server.address}/embed", files=files).status_code == status
+
+
+def test_show_config_prints_every_setting_with_its_origin_and_no_secret(tmp_path: Path) -> None:
+    config = tmp_path / "foveal.toml"
+    config.write_text('max_images = 7\nredis_url = "redis://me:geheim@cache:6379"\n')
+    shown = foveal(
+        "serve",
+        *("--port", 81, "--show-config"),
+        FOVEAL_CONFIG=str(config),
+        FOVEAL_CORS_ORIGINS="https://a.example,https://b.example",
+    ).stdout
+    assert "geheim" not in shown
+    values = tomllib.loads(shown)
+    assert values["port"] == 81
+    assert values["max_images"] == 7
+    assert values["cors_origins"] == ["https://a.example", "https://b.example"]
+    named = {
+        re.match(r"(?:# )?(\w+)", line)[1]: line.split("# ")[-1] for line in shown.splitlines()
+    }
+    assert named.keys() == Settings.model_fields.keys()
+    origins = {"port": "flag", "cors_origins": "environment", "max_images": "file"}
+    assert {name: named[name] for name in origins} == origins
+    assert named["host"] == "default"
 
 
 def test_each_start_up_error_is_one_clear_line(bundle: Bundle, tmp_path: Path) -> None:
@@ -98,20 +76,20 @@ def test_each_start_up_error_is_one_clear_line(bundle: Bundle, tmp_path: Path) -
     damaged.mkdir()
     (damaged / "bundle.json").write_bytes((bundle.path / "bundle.json").read_bytes())
     (damaged / "model.onnx").write_bytes(b"damaged")
-    config = tmp_path / "broken.toml"
-    config.write_text("port = ")
-    model = ("--port", 0, "--model", bundle.path)
+    keys = tmp_path / "keys"
+    keys.write_text("alice read\n")
+    model = ("--port", 0, "--model", bundle.path, "--data", tmp_path / "data")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         cases = {
-            f"127.0.0.1:{port}": foveal("serve", "--port", port, "--model", bundle.path),
-            "damaged": foveal("serve", "--port", 0, "--model", damaged, "--data", tmp_path / "d"),
-            "holds no bundle.json": foveal("serve", "--port", 0, "--model", tmp_path),
-            "threads": foveal("serve", "--threads", 0),
-            "max_images": foveal("serve", FOVEAL_MAX_IMAGES="many"),
-            "there is no file": foveal("serve", FOVEAL_CONFIG=str(tmp_path / "none.toml")),
-            "FOVEAL_CONFIG": foveal("serve", FOVEAL_CONFIG=str(config)),
+            f"127.0.0.1:{port}": foveal("serve", *model, "--port", port),
+            "damaged": foveal("serve", *model, "--model", damaged),
+            "holds no bundle.json": foveal("serve", *model, "--model", tmp_path),
             "cannot be kept": foveal("serve", *model, "--data", "/proc/nothing"),
+            "keys_file: line 1": foveal("serve", *model, FOVEAL_KEYS_FILE=str(keys)),
+            "keys_file: /nowhere": foveal("serve", *model, FOVEAL_KEYS_FILE="/nowhere"),
+            "mean FOVEAL_MAX_IMAGES?": foveal("serve", FOVEAL_MAX_IMAGS="3"),
+            "share cache and index": foveal("serve", "--workers", 2),
         }
     for word, ended in cases.items():
         assert ended.returncode == 1, word
@@ -127,6 +105,37 @@ def test_an_index_in_use_is_told(bundle: Bundle, tmp_path: Path) -> None:
     assert "open in another process" in second.stderr
 
 
+def test_beyond_the_loopback_without_keys_it_warns(bundle: Bundle, tmp_path: Path) -> None:
+    arguments = ("--model", bundle.path, "--data", tmp_path, "--host", "0.0.0.0")  # noqa: S104
+    with serving(*arguments) as server:
+        assert "no keys_file" in server.log
+        assert server.log.count("\n") == 1
+
+
+def test_a_key_made_opens_the_door_and_its_file_does_not_hold_it(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    made = foveal("key", "alice", "--scopes", "read")
+    secret = made.stderr.split()[-1]
+    file = tmp_path / "keys"
+    file.write_text(made.stdout)
+    assert secret not in made.stdout
+    assert KeyRing(file).find(secret.encode()).name == "alice"
+    arguments = ("--model", bundle.path, "--data", tmp_path / "data")
+    with serving(*arguments, FOVEAL_KEYS_FILE=str(file)) as server:
+        url = f"{server.address}/embed"
+        assert httpx.post(url, content=photograph(), headers=PNG).status_code == 401
+        key = {"Authorization": f"Bearer {secret}"}
+        assert httpx.post(url, content=photograph(), headers=PNG | key).status_code == 200
+
+
+def test_no_key_is_made_with_an_unknown_scope_or_an_odd_name() -> None:
+    for arguments in (("alice", "--scopes", "all"), ("two words",)):
+        ended = foveal("key", *arguments)
+        assert ended.returncode == 1
+        assert not ended.stdout
+
+
 @pytest.mark.parametrize("word", ["tiny", "convolution", "Apache-2.0", "random weights"])
 def test_bundle_prints_the_card(bundle: Bundle, word: str) -> None:
     assert word in foveal("bundle", bundle.path).stdout
@@ -140,8 +149,9 @@ def test_bundle_tells_what_is_damaged(tmp_path: Path) -> None:
 
 def test_the_gateway_imports_neither_torch_nor_training() -> None:
     check = (
-        "import sys, service.app, service.cli; "
-        "heavy = {'torch', 'training'}.intersection(sys.modules); sys.exit(' '.join(heavy) or 0)"
+        "import sys, service.app, service.cli, service.server; "
+        "heavy = {'torch', 'training', 'opentelemetry.exporter'}.intersection(sys.modules); "
+        "sys.exit(' '.join(heavy) or 0)"
     )
     run = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

@@ -1,0 +1,77 @@
+"""The metrics, in Prometheus' base units; `GET /metrics` shows them.
+
+With several workers `foveal serve` sets `PROMETHEUS_MULTIPROC_DIR`: each worker then writes its
+values to a file there, and whichever is asked adds up the files of all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
+# OpenTelemetry's advice for http.server.request.duration.
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+FINE_SECONDS = (0.0005, 0.001, 0.0025, *SECONDS)
+
+REQUESTS = Histogram(
+    "http_server_request_duration_seconds",
+    "Time from a request's headers to the end of its answer.",
+    ("http_request_method", "http_route", "http_response_status_code"),
+    buckets=SECONDS,
+)
+QUEUE_DEPTH = Gauge(
+    "foveal_queue_depth", "Images that wait for the model.", multiprocess_mode="livesum"
+)
+QUEUE_SECONDS = Histogram(
+    "foveal_queue_duration_seconds", "Time that an image waited for a run.", buckets=FINE_SECONDS
+)
+PREPROCESS_SECONDS = Histogram(
+    "foveal_preprocess_duration_seconds",
+    "Time to decode and fit an image, with its wait for a decoding thread.",
+    buckets=FINE_SECONDS,
+)
+INFERENCE_SECONDS = Histogram(
+    "foveal_inference_duration_seconds", "Time of a run of the model.", buckets=FINE_SECONDS
+)
+BATCH_SIZE = Histogram(
+    "foveal_batch_size", "Images in a run.", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
+)
+SHED = Counter("foveal_requests_shed", "Images refused, by reason.", ("reason",))
+CACHE = Counter("foveal_cache_requests", "Images by how the cache answered.", ("result",))
+
+
+def exposition(served: Iterable[tuple[str, str]]) -> bytes:
+    """All metrics in Prometheus' text format.
+
+    Args:
+        served: Name and digest of each model in service.
+    """
+    registry = REGISTRY
+    if MULTIPROCESS in os.environ:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    models = CollectorRegistry()
+    models.register(_ModelInfo(served))
+    return generate_latest(registry) + generate_latest(models)
+
+
+class _ModelInfo(Collector):
+    """The models in service: no metric of its own, because models come and go."""
+
+    def __init__(self, served: Iterable[tuple[str, str]]) -> None:
+        self._served = tuple(served)
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        info = GaugeMetricFamily(
+            "foveal_model_info", "The models in service.", labels=("model", "digest")
+        )
+        for labels in self._served:
+            info.add_metric(labels, 1)
+        yield info

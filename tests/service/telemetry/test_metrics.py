@@ -1,0 +1,113 @@
+"""The metrics of a whole gateway, read as Prometheus reads them."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.bundle import Bundle
+from service.telemetry.metrics import SECONDS
+from tests.service.routes.conftest import PNG, Serve, photograph, serve  # noqa: F401
+
+NAMES = {
+    "http_server_request_duration_seconds": "histogram",
+    "foveal_queue_depth": "gauge",
+    "foveal_queue_duration_seconds": "histogram",
+    "foveal_preprocess_duration_seconds": "histogram",
+    "foveal_inference_duration_seconds": "histogram",
+    "foveal_batch_size": "histogram",
+    "foveal_requests_shed": "counter",
+    "foveal_cache_requests": "counter",
+    "foveal_model_info": "gauge",
+}
+HTTP = "http_server_request_duration_seconds_count"
+
+
+@pytest.fixture
+def client(serve: Serve) -> Iterator[httpx.Client]:  # noqa: F811
+    with serve() as started:
+        yield started
+
+
+def scrape(client: httpx.Client) -> dict[tuple, float]:
+    """Every sample by its name and labels."""
+    answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def grown(before: dict[tuple, float], after: dict[tuple, float], name: str) -> dict[tuple, float]:
+    """By how much the samples of a name have grown, by the values of their labels."""
+    grown = {
+        tuple(value for _, value in key[1:]): value - before.get(key, 0)
+        for key, value in after.items()
+        if key[0] == name
+    }
+    return {labels: by for labels, by in grown.items() if by}
+
+
+def test_names_and_kinds_are_those_that_dashboards_expect(client: httpx.Client) -> None:
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    kinds = {family.name: family.type for family in families}
+    assert NAMES.items() <= kinds.items()
+
+
+def test_the_model_is_named_with_its_digest(client: httpx.Client, bundle: Bundle) -> None:
+    labels = (("digest", bundle.digest), ("model", "tiny"))
+    assert scrape(client)["foveal_model_info", *labels] == 1
+
+
+def test_requests_are_counted_by_template_never_by_path(client: httpx.Client) -> None:
+    before = scrape(client)
+    client.post("/embed", content=photograph(), headers=PNG)
+    client.post("/embed", content=b"text", headers=PNG)
+    client.get("/embed")
+    client.get("/collections/one/items/a/b")
+    client.get("/collections/two/items/c")
+    client.get("/web/app.js")
+    client.get("/random/1")
+    client.get("/random/2")
+    client.request("PROPFIND", "/random/3")
+    after = scrape(client)
+    assert grown(before, after, HTTP) == {
+        ("POST", "200", "/embed"): 1,
+        ("POST", "415", "/embed"): 1,
+        ("GET", "405", "/embed"): 1,
+        ("GET", "404", "/collections/{collection}/items/{item:path}"): 2,
+        ("GET", "200", "/web/{path}"): 1,
+        ("GET", "404", "unknown"): 2,
+        ("_OTHER", "404", "unknown"): 1,
+        ("GET", "200", "/metrics"): 1,
+    }
+    bounds = {float(dict(key[1:])["le"]) for key in after if key[0] == HTTP[:-5] + "bucket"}
+    assert bounds == {*SECONDS, float("inf")}
+
+
+def test_images_are_counted_on_their_way_through(client: httpx.Client) -> None:
+    before = scrape(client)
+    client.post("/embed", content=photograph(), headers=PNG)
+    client.post("/embed", content=photograph(), headers=PNG)
+    client.post("/embed", files=[("images", photograph(1))] * 3)
+    after = scrape(client)
+    cache = grown(before, after, "foveal_cache_requests_total")
+    assert cache == {("miss",): 2, ("hit",): 1, ("coalesced",): 2}
+    for stage in ("queue", "preprocess", "inference"):
+        assert grown(before, after, f"foveal_{stage}_duration_seconds_count") == {(): 2}
+        assert grown(before, after, f"foveal_{stage}_duration_seconds_sum")[()] > 0
+    assert grown(before, after, "foveal_batch_size_sum") == {(): 2}
+    assert after["foveal_queue_depth",] == 0
+
+
+def test_what_is_refused_is_counted_by_reason(serve: Serve) -> None:  # noqa: F811
+    with serve(max_queue=1) as client:
+        before = scrape(client)
+        files = [("images", photograph(seed)) for seed in range(2, 10)]
+        answer = client.post("/embed", files=files).json()
+        refused = sum(entry.get("error", {}).get("status") == 503 for entry in answer["embeddings"])
+        assert refused
+        assert grown(before, scrape(client), "foveal_requests_shed_total") == {("full",): refused}

@@ -1,0 +1,143 @@
+"""Connections that keep us waiting, say too much or are too many."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.bundle import Bundle
+from tests.service.processes import serving
+from tests.service.routes.conftest import assert_problem
+from tests.service.wire import read_all, read_answer
+
+Connect = Callable[[], socket.socket]
+
+
+@pytest.fixture(scope="module")
+def address(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    arguments = ("--model", bundle.path, "--data", tmp_path_factory.mktemp("data"))
+    limits = {"FOVEAL_HEADER_TIMEOUT": "1", "FOVEAL_MAX_HEADER_BYTES": "4096"}
+    with serving(*arguments, **limits) as server:
+        url = httpx.URL(server.address)
+        yield url.host, url.port
+
+
+@pytest.fixture
+def connect(address: tuple[str, int]) -> Iterator[Connect]:
+    opened: list[socket.socket] = []
+
+    def open_one() -> socket.socket:
+        opened.append(socket.create_connection(address, timeout=10))
+        return opened[-1]
+
+    yield open_one
+    for connection in opened:
+        connection.close()
+
+
+def parse(answer: bytes) -> httpx.Response:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    return httpx.Response(int(status.split()[1]), headers=headers, content=body)
+
+
+def test_headers_that_trickle_in_are_cut_off(connect: Connect) -> None:
+    connection = connect()
+    connection.sendall(b"GET /livez HTTP/1.1\r\n")
+    stop = threading.Event()
+
+    def trickle() -> None:
+        while not stop.wait(0.1):
+            try:
+                connection.sendall(b"X-A: b\r\n")
+            except OSError:
+                return
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    answer = parse(read_all(connection))
+    stop.set()
+    thread.join()
+    assert_problem(answer, 408, "headers_timeout", "1 s")
+    assert answer.headers["connection"] == "close"
+
+
+def test_a_connection_that_says_nothing_is_closed(connect: Connect) -> None:
+    assert read_all(connect()) == b""
+
+
+def test_headers_that_trickle_in_after_a_first_request_are_cut_off(connect: Connect) -> None:
+    connection = connect()
+    connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert read_answer(connection).startswith(b"HTTP/1.1 200")
+    connection.sendall(b"GET /liv")
+    assert_problem(parse(read_all(connection)), 408, "headers_timeout")
+
+
+def test_a_body_that_nobody_reads_does_not_hold_a_connection(connect: Connect) -> None:
+    connection = connect()
+    connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\nabc")
+    assert read_answer(connection).startswith(b"HTTP/1.1 404")
+    connection.sendall(b"def")
+    assert read_all(connection) == b""
+
+
+@pytest.mark.parametrize("pieces", [1, 50])
+def test_headers_over_their_limit_are_refused(connect: Connect, pieces: int) -> None:
+    connection = connect()
+    request = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-A: " + 5000 * b"a" + b"\r\n\r\n"
+    size = -(-len(request) // pieces)
+    for start in range(0, len(request), size):
+        connection.sendall(request[start : start + size])
+    assert_problem(parse(read_all(connection)), 431, "headers_too_large", "4096 bytes")
+
+
+def test_headers_below_it_beside_a_large_body_are_not(connect: Connect) -> None:
+    connection = connect()
+    body = 20_000 * b"a"
+    head = b"POST /nothing HTTP/1.1\r\nHost: x\r\nX-A: %b\r\nContent-Length: %d\r\n\r\n"
+    connection.sendall(head % (3900 * b"a", len(body)) + body)
+    assert read_answer(connection).startswith(b"HTTP/1.1 404")
+
+
+def test_what_is_not_http_is_told(connect: Connect) -> None:
+    connection = connect()
+    connection.sendall(b"\x16\x03\x01 hello\r\n\r\n")
+    assert_problem(parse(read_all(connection)), 400, "malformed_request", "HTTP/1.1")
+
+
+def test_beyond_the_most_connections_requests_are_refused_and_probes_are_not(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    arguments = ("--model", bundle.path, "--data", tmp_path)
+    with serving(*arguments, FOVEAL_MAX_CONNECTIONS="2") as server, ExitStack() as stack:
+        url = httpx.URL(server.address)
+        first, second, third = (
+            stack.enter_context(socket.create_connection((url.host, url.port), timeout=10))
+            for _ in range(3)
+        )
+        # By the answers all three are known to be accepted.
+        for connection in (first, second, third):
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_answer(connection).startswith(b"HTTP/1.1 200")
+        first.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+        refused = parse(read_all(first))
+        assert refused.status_code == 503
+        assert refused.headers["retry-after"] == "1"
+        assert refused.json()["error"]["code"] == "overloaded"
+        second.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_answer(second).startswith(b"HTTP/1.1 200")
+
+
+def test_pipelined_requests_are_answered_in_their_order(connect: Connect) -> None:
+    connection = connect()
+    paths = ("/livez", "/readyz", "/nothing")
+    connection.sendall(b"".join(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % p.encode() for p in paths))
+    answers = read_all(connection)  # until the connection has been idle for long
+    marks = [answers.index(mark) for mark in (b"alive", b"ready", b"not_found")]
+    assert marks == sorted(marks)

@@ -1,0 +1,107 @@
+"""Several processes on one port: one sum of metrics, none missed when it dies, all drained."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.bundle import Bundle
+from tests.redis_servers import RedisServer, redis8, redis8_session  # noqa: F401
+from tests.service.processes import Serving, foveal, serving
+from tests.service.routes.conftest import PNG, photograph
+
+
+def children(pid: int) -> set[int]:
+    """Those that serve; multiprocessing's resource tracker does not."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    serving = (c for c in found if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes())
+    return {int(child) for child in serving}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def answering(server: Serving, photo: bytes) -> int:
+    return httpx.post(f"{server.address}/embed", content=photo, headers=PNG).status_code
+
+
+def counted(server: Serving) -> float:
+    families = text_string_to_metric_families(httpx.get(f"{server.address}/metrics").text)
+    return sum(
+        sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "http_server_request_duration_seconds_count"
+        and sample.labels["http_route"] == "/embed"
+    )
+
+
+def test_workers_share_port_metrics_and_end_and_the_dead_are_replaced(
+    bundle: Bundle,
+    redis8: RedisServer,  # noqa: F811
+) -> None:
+    shared = {"FOVEAL_REDIS_URL": redis8.url, "FOVEAL_INDEX": "redis", "FOVEAL_THREADS": "1"}
+    with serving("--workers", 2, "--model", bundle.path, **shared) as server:
+        parent = server.process.pid
+        until(lambda: len(children(parent)) == 2)
+        photo = photograph()
+        # Whichever answers the scrape knows of all requests, whoever answered those.
+        assert [answering(server, photo) for _ in range(20)] == [200] * 20
+        assert {counted(server) for _ in range(10)} == {20}
+
+        victim, other = children(parent)
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: len(children(parent) - {victim}) == 2)
+        assert other in children(parent)
+        assert f"Worker {victim} died with status -9" in server.log
+        assert answering(server, photo) == 200
+        assert counted(server) == 21
+
+        last = children(parent)
+        assert server.end() == 0
+        assert not any(Path(f"/proc/{child}").exists() for child in last)
+
+
+def test_workers_do_not_outlive_their_parent(
+    bundle: Bundle,
+    redis8: RedisServer,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    shared = {"FOVEAL_REDIS_URL": redis8.url, "FOVEAL_INDEX": "redis", "FOVEAL_THREADS": "1"}
+    place = {"TMPDIR": str(tmp_path)}  # killed, the parent leaves the folder of its metrics behind
+    with serving("--workers", 2, "--model", bundle.path, **shared, **place) as server:
+        until(lambda: len(children(server.process.pid)) == 2)
+        orphans = children(server.process.pid)
+        server.process.kill()
+        server.process.wait()
+        until(lambda: not any(_runs(orphan) for orphan in orphans))
+
+
+def test_what_keeps_workers_from_starting_is_told_once(
+    tmp_path: Path,
+    redis8: RedisServer,  # noqa: F811
+) -> None:
+    ended = foveal(
+        "serve",
+        *("--port", 0, "--workers", 3, "--model", tmp_path),
+        FOVEAL_REDIS_URL=redis8.url,
+        FOVEAL_INDEX="redis",
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert "bundle.json" in ended.stderr
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
