@@ -1,0 +1,347 @@
+"""Each call to the server: the request that it sends and how the answer is read.
+
+Both clients share everything here; they differ only in how they send.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
+from urllib.parse import quote
+
+import httpx
+import numpy as np
+from numpy.typing import ArrayLike
+
+from service import __version__
+from service.client.errors import ClientError, Refused, from_problem, from_response
+from service.client.results import (
+    Attention,
+    Collection,
+    Correspondence,
+    Embedding,
+    Item,
+    Match,
+    Ranked,
+    Vector,
+    decode_mask,
+)
+from service.client.sources import Image, Payload, as_json, as_list, load
+from service.images import Fit
+from service.pooling import Pooling
+
+T = TypeVar("T")
+
+# An only image that is refused so is itself at fault; of several, each has its own error.
+IMAGE_STATUSES = frozenset({413, 415, 422})
+
+
+class ImageOptions(TypedDict, total=False):
+    """What every call with images understands.
+
+    Attributes:
+        model: Name of the model; the server's default one.
+        size: Side in pixels, a multiple of the patch; larger shows more detail.
+        fit: `crop`, the centre square, or `whole`, all of the photograph.
+    """
+
+    model: str
+    size: int
+    fit: Fit
+
+
+class EmbedOptions(ImageOptions, total=False):
+    """Options of `embed`: how tokens become a vector, and whether it gets unit length (it does)."""
+
+    pooling: Pooling
+    normalize: bool
+
+
+class AttentionOptions(ImageOptions, total=False):
+    """Options of `attention`: `all`, `mean` or some heads (`0,3`), and the masks' share."""
+
+    heads: str
+    mass: float
+
+
+class PictureOptions(AttentionOptions, total=False):
+    """Options of `attention_picture`: what it shows."""
+
+    view: Literal["heatmap", "overlay", "mask", "heads"]
+
+
+class SearchOptions(ImageOptions, total=False):
+    """Options of `similar`: where to look, how many to give, and what to leave out."""
+
+    collection: str
+    k: int
+    min_score: float
+    filter: Mapping[str, str | int | float | bool | None]
+
+
+class RankOptions(ImageOptions, total=False):
+    """Options of `rank`: how many to give, and the least cosine."""
+
+    k: int
+    min_score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request, as the arguments of httpx's `request`, and what reads its answer."""
+
+    method: str
+    path: str
+    read: Callable[[httpx.Response], T]
+    body: Mapping[str, Any]
+
+
+def headers(api_key: str | None) -> dict[str, str]:
+    """What every request carries."""
+    agent = {"User-Agent": f"foveal/{__version__}"}
+    return agent if api_key is None else agent | {"Authorization": f"Bearer {api_key}"}
+
+
+def embed(
+    images: Image | Iterable[Image], **options: Unpack[EmbedOptions]
+) -> Call[list[Embedding | ClientError]]:
+    """`POST /embed`; vectors travel as base64, bit by bit."""
+    payloads = [load(image) for image in as_list(images)]
+
+    def read(response: httpx.Response) -> list[Embedding | ClientError]:
+        try:
+            answer = _success(response)
+        except Refused as error:
+            return _of_each(error, len(payloads))
+        model, digest = answer["model"], answer["digest"]
+        return [
+            from_problem(entry["error"])
+            if "error" in entry
+            else Embedding(_vectors(answer["dim"], entry), model, digest)
+            for entry in answer["embeddings"]
+        ]
+
+    return Call("POST", "/embed", read, _form(payloads, {**options, "encoding": "base64"}))
+
+
+def attention(image: Image, **options: Unpack[AttentionOptions]) -> Call[Attention]:
+    """`POST /attention` of one image."""
+
+    def read(response: httpx.Response) -> Attention:
+        answer = _success(response)
+        found = answer["images"][0]
+        masks = found.get("masks")
+        return Attention(
+            maps=np.array(found["attention"], np.float32),
+            heads=found["heads"],
+            masks=None if masks is None else np.stack([decode_mask(**mask) for mask in masks]),
+            query=found["query"],
+            model=answer["model"],
+            digest=answer["digest"],
+        )
+
+    return Call("POST", "/attention", read, _form([load(image)], options))
+
+
+def attention_picture(image: Image, **options: Unpack[PictureOptions]) -> Call[bytes]:
+    """`POST /attention` for a PNG."""
+    return Call("POST", "/attention", _content, _form([load(image)], {**options, "output": "png"}))
+
+
+def correspond(
+    first: Image, second: Image, **options: Unpack[ImageOptions]
+) -> Call[Correspondence]:
+    """`POST /correspond`."""
+
+    def read(response: httpx.Response) -> Correspondence:
+        answer = _success(response)
+        return Correspondence(
+            grids=(tuple(answer["grids"][0]), tuple(answer["grids"][1])),
+            matches=np.array(answer["matches"], np.intp),
+            scores=np.array(answer["scores"], np.float32),
+            mutual=np.array(answer["mutual"], np.bool_),
+            model=answer["model"],
+            digest=answer["digest"],
+        )
+
+    return Call("POST", "/correspond", read, _form([load(first), load(second)], options))
+
+
+def similar(
+    image: Image | None = None,
+    *,
+    embedding: ArrayLike | None = None,
+    id: str | None = None,  # noqa: A002
+    **options: Unpack[SearchOptions],
+) -> Call[list[Match]]:
+    """`POST /similar` in a collection, to an image, a vector or an item."""
+
+    def read(response: httpx.Response) -> list[Match]:
+        return [Match(**result) for result in _success(response)["results"]]
+
+    query = {**options, **_query(embedding), **({} if id is None else {"id": id})}
+    payloads = [] if image is None else [load(image)]
+    return Call("POST", "/similar", read, _form(payloads, query))
+
+
+def rank(
+    image: Image, candidates: Iterable[Image], **options: Unpack[RankOptions]
+) -> Call[list[Ranked]]:
+    """`POST /similar` among candidates."""
+
+    def read(response: httpx.Response) -> list[Ranked]:
+        return [
+            Ranked(
+                result["index"],
+                from_problem(result["error"]) if "error" in result else result["score"],
+            )
+            for result in _success(response)["results"]
+        ]
+
+    others = [load(candidate) for candidate in as_list(candidates)]
+    return Call("POST", "/similar", read, _form([load(image)], options, others))
+
+
+def put_item(
+    collection: str,
+    id: str,  # noqa: A002
+    image: Image | None = None,
+    *,
+    embedding: ArrayLike | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    **options: Unpack[ImageOptions],
+) -> Call[Item]:
+    """`PUT /collections/{collection}/items/{id}` with an image or a vector."""
+    fields = {**options, "metadata": metadata or {}, **_query(embedding)}
+    payloads = [] if image is None else [load(image)]
+    return Call("PUT", _item_path(collection, id), _item, _form(payloads, fields))
+
+
+def add_items(
+    collection: str,
+    images: Iterable[Image],
+    *,
+    ids: Sequence[str] | None = None,
+    metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    **options: Unpack[ImageOptions],
+) -> Call[list[str | ClientError]]:
+    """`POST /collections/{collection}/items`."""
+    payloads = [load(image) for image in as_list(images)]
+
+    def read(response: httpx.Response) -> list[str | ClientError]:
+        try:
+            answer = _success(response)
+        except Refused as error:
+            return _of_each(error, len(payloads))
+        return [
+            from_problem(entry["error"]) if "error" in entry else entry["id"]
+            for entry in answer["items"]
+        ]
+
+    fields = {**options, "metadata": metadata or {}, **({} if ids is None else {"ids": [*ids]})}
+    path = f"/collections/{quote(collection, safe='')}/items"
+    return Call("POST", path, read, _form(payloads, fields))
+
+
+def get_item(collection: str, id: str) -> Call[Item]:  # noqa: A002
+    """`GET /collections/{collection}/items/{id}`."""
+    return Call("GET", _item_path(collection, id), _item, {})
+
+
+def delete_item(collection: str, id: str) -> Call[None]:  # noqa: A002
+    """`DELETE /collections/{collection}/items/{id}`."""
+    return Call("DELETE", _item_path(collection, id), _nothing, {})
+
+
+def collections() -> Call[list[Collection]]:
+    """`GET /collections`."""
+
+    def read(response: httpx.Response) -> list[Collection]:
+        return [Collection(**entry) for entry in _success(response)["collections"]]
+
+    return Call("GET", "/collections", read, {})
+
+
+def drop_collection(collection: str) -> Call[None]:
+    """`DELETE /collections/{collection}`."""
+    return Call("DELETE", f"/collections/{quote(collection, safe='')}", _nothing, {})
+
+
+def _form(
+    payloads: Sequence[Payload], options: Mapping[str, Any], candidates: Sequence[Payload] = ()
+) -> dict[str, Any]:
+    """The body: multipart where every image is bytes, which it leaves as they are; else JSON."""
+    named = {"images": payloads, "candidates": candidates}
+    # A form field joins ids by commas, which an id may have.
+    plain = not any("," in name for name in options.get("ids", ()))
+    if payloads and plain and all(isinstance(p, bytes) for p in [*payloads, *candidates]):
+        parts = [(name, ("", payload)) for name, some in named.items() for payload in some]
+        return {"files": parts, "data": {name: _text(value) for name, value in options.items()}}
+    listed = {name: [as_json(payload) for payload in some] for name, some in named.items() if some}
+    return {"json": {**options, **listed}}
+
+
+def _text(value: Any) -> str:
+    """An option as a form field: lists of words joined by commas, anything else as JSON."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
+        return ",".join(value)
+    return json.dumps(value)
+
+
+def _success(response: httpx.Response) -> Any:
+    """The JSON of a success.
+
+    Raises:
+        Refused: The answer is none.
+    """
+    if not response.is_success:
+        raise from_response(response)
+    return response.json()
+
+
+def _content(response: httpx.Response) -> bytes:
+    if not response.is_success:
+        raise from_response(response)
+    return response.content
+
+
+def _nothing(response: httpx.Response) -> None:
+    _content(response)
+
+
+def _item(response: httpx.Response) -> Item:
+    answer = _success(response)
+    vector = np.array(answer["embedding"], np.float32)
+    return Item(answer["collection"], answer["id"], vector, answer["metadata"])
+
+
+def _of_each(error: Refused, count: int) -> list[Any]:
+    """The error of each image of a request that was refused because of its images.
+
+    Raises:
+        Refused: It was not because of them.
+    """
+    if error.errors:
+        return [error.errors[index] for index in range(count)]
+    if count == 1 and error.status in IMAGE_STATUSES:
+        return [error]
+    raise error
+
+
+def _vectors(dim: int, entry: Mapping[str, Any]) -> Vector:
+    numbers = np.frombuffer(base64.b64decode(entry["embedding"]), "<f4").astype(np.float32)
+    return numbers.reshape(*entry.get("grid", ()), dim)
+
+
+def _query(embedding: ArrayLike | None) -> dict[str, list[float]]:
+    # A float32 is a double too, and JSON carries doubles without loss.
+    return {} if embedding is None else {"embedding": np.asarray(embedding, np.float64).tolist()}
+
+
+def _item_path(collection: str, id: str) -> str:  # noqa: A002
+    return f"/collections/{quote(collection, safe='')}/items/{quote(id, safe='')}"
