@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from service.engines.base import Engine, Outputs
 from service.errors import DeadlineExceeded, Overloaded
 from service.run_time import RunTime
+from service.telemetry import metrics
+from service.telemetry.record import note
 
 Image = NDArray[np.uint8]
 
@@ -52,6 +55,9 @@ class _Item:
     answer: asyncio.Future[Outputs] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+    # By the finer clock: uvloop's own counts in milliseconds.
+    queued: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
 
     def wanted(self, now: float) -> bool:
         return not self.answer.done() and now < self.deadline
@@ -127,48 +133,68 @@ class Batcher:
             DeadlineExceeded: The answer was not there by `deadline`.
             Exception: Whatever the engine raised for this image alone.
         """
-        self._admit(image, deadline)
+        self.admit(image.size, deadline)
         item = _Item(image, outputs, deadline)
         self._enqueue(item)
         # Not at once: what arrives in the same turn of the loop may share the batch.
         asyncio.get_running_loop().call_soon(self._dispatch)
         try:
             async with within(deadline):
-                return await item.answer
+                answer = await item.answer
+            note("queue", item.queued, item.started)
+            note("infer", item.started, time.perf_counter())
+            return answer
         finally:
             self._dequeue(item)
 
     def _enqueue(self, item: _Item) -> None:
         self._waiting[item] = None
         self._pixels += item.image.size
+        metrics.QUEUE_DEPTH.inc()
 
     def _dequeue(self, item: _Item) -> None:
         if item in self._waiting:
             del self._waiting[item]
             self._pixels -= item.image.size
+            metrics.QUEUE_DEPTH.dec()
 
-    def _admit(self, image: Image, deadline: float) -> None:
+    def admit(self, size: int, deadline: float, ahead: int = 0) -> None:
+        """Refuse an image that would not be answered in time.
+
+        Args:
+            size: Of the image, in bytes.
+            deadline: When its answer is of no more use, in the event loop's time.
+            ahead: How many images of this size will be submitted before it.
+
+        Raises:
+            Overloaded: The queue is full, too slow for the deadline, or not open.
+        """
         if not self._open:
-            self.shed["closed"] += 1
+            self._count_shed("closed")
             raise Overloaded("The server is starting or draining; try another.", retry_after=1)
-        pixels = image.size + self._pixels
-        runs = math.ceil((len(self._waiting) + 1) / self._engine.max_batch)
-        seconds = max(self._run_time(pixels, runs) / self._engine.slots, self._run_time(image.size))
-        if len(self._waiting) >= self._max_queue:
-            self.shed["full"] += 1
+        waiting = len(self._waiting) + ahead
+        pixels = size * (ahead + 1) + self._pixels
+        runs = math.ceil((waiting + 1) / self._engine.max_batch)
+        seconds = max(self._run_time(pixels, runs) / self._engine.slots, self._run_time(size))
+        if waiting >= self._max_queue:
+            self._count_shed("full")
             raise Overloaded(
                 f"The queue is full: {self._max_queue} images wait; try again later.",
                 retry_after=math.ceil(seconds) or 1,
             )
         # The head of the queue is always tried: only further runs correct an estimate that is too
         # high, so one slow run must not shut the door for good.
-        if self._waiting and asyncio.get_running_loop().time() + seconds > deadline:
-            self.shed["late"] += 1
+        if waiting and asyncio.get_running_loop().time() + seconds > deadline:
+            self._count_shed("late")
             raise Overloaded(
-                f"{len(self._waiting)} images wait, and this one would take about {seconds:.1f} s, "
+                f"{waiting} images wait, and this one would take about {seconds:.1f} s, "
                 "which is past its deadline; try again later or allow more time.",
                 retry_after=math.ceil(seconds) or 1,
             )
+
+    def _count_shed(self, reason: str) -> None:
+        self.shed[reason] += 1
+        metrics.SHED.labels(reason).inc()
 
     def _dispatch(self) -> None:
         """Fill the free slots."""
@@ -191,6 +217,10 @@ class Batcher:
                 batch.append(item)
         for item in (*unwanted, *batch):
             self._dequeue(item)
+        started = time.perf_counter()
+        for item in batch:
+            item.started = started
+            metrics.QUEUE_SECONDS.observe(started - item.queued)
         return batch
 
     def _finished(self, batch: list[_Item], run: asyncio.Task[None]) -> None:
@@ -208,10 +238,12 @@ class Batcher:
         if not batch:
             return
         self.batches[len(batch)] += 1
+        metrics.BATCH_SIZE.observe(len(batch))
         try:
             images = np.stack([item.image for item in batch])
             outputs = tuple(dict.fromkeys(name for item in batch for name in item.outputs))
-            arrays = await self._engine.infer(images, outputs)
+            with metrics.INFERENCE_SECONDS.time():
+                arrays = await self._engine.infer(images, outputs)
             answers = [
                 {name: arrays[name][row] for name in item.outputs} for row, item in enumerate(batch)
             ]

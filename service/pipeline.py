@@ -4,29 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections import Counter
+from collections.abc import Coroutine
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from functools import partial
 
 from service.batching import Batcher, Image, within
 from service.bundle import Bundle
-from service.cache import MemoryCache
+from service.cache import Cache
 from service.engines.base import Engine, Outputs
 from service.errors import DeadlineExceeded, InvalidOption, Overloaded
+from service.flights import Flight, Flights
 from service.images import Limits, View, prepare
 from service.settings import MEGABYTE, Settings
+from service.telemetry import metrics
+from service.telemetry.record import count_image, note
 
-PRECISION = "fp32"
-
-
-@dataclass(eq=False, slots=True)
-class _Flight:
-    """One computation, and how many wait for it until when."""
-
-    keys: dict[str, str]
-    deadline: float
-    waiters: int = 0
-    task: asyncio.Task[Outputs] = field(init=False)
+# Looked up once: a hit must cost next to nothing.
+CACHE_COUNTERS = {result: metrics.CACHE.labels(result) for result in ("hit", "miss", "coalesced")}
 
 
 class Pipeline:
@@ -53,7 +49,7 @@ class Pipeline:
         bundle: Bundle,
         engine: Engine,
         settings: Settings,
-        cache: MemoryCache,
+        cache: Cache,
         decoder: Executor,
     ) -> None:
         self.batcher = Batcher(engine, settings.max_queue)
@@ -62,7 +58,9 @@ class Pipeline:
         self._engine = engine
         self._cache = cache
         self._decoder = decoder
-        self._max_queue = settings.max_queue
+        # Two engines differ in the last digits, and a hit is to be what its miss would have been.
+        self._numbers = f"{bundle.digest}:{engine.name}:{engine.precision}"
+        self._usual_pixels = 3 * bundle.manifest.input.crop**2
         self._limits = Limits(
             bytes=settings.max_image_bytes,
             pixels=settings.max_pixels,
@@ -70,8 +68,7 @@ class Pipeline:
         )
         self._open = False
         self._decoding: set[asyncio.Future[Image]] = set()
-        self._flights: dict[str, _Flight] = {}
-        self._tasks: set[asyncio.Task[Outputs]] = set()
+        self._flights = Flights()
 
     @property
     def ready(self) -> bool:
@@ -87,8 +84,7 @@ class Pipeline:
     async def close(self) -> None:
         """Refuse new photographs, answer those accepted, and release the model."""
         self._open = False
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._flights.landed()
         await self.batcher.close()
         await self._engine.close()
 
@@ -114,106 +110,162 @@ class Pipeline:
             Overloaded: Too many images wait, or the server is starting or draining.
             DeadlineExceeded: The answer was not there by `deadline`.
         """
-        for name in outputs:
-            if name not in self._bundle.manifest.outputs:
-                known = ", ".join(self._bundle.manifest.outputs)
-                raise InvalidOption(f"The model has no output {name!r}; it has {known}.")
-        async with within(deadline):
-            key = await self._key(data, view)
-            keys = {name: f"{key}:{name}" for name in outputs}
-            answer: Outputs = {}
-            for output_key in keys.values():
-                answer |= self._cache.get(output_key) or {}
-            missing = {name: key for name, key in keys.items() if name not in answer}
-            if missing:
-                answer = await self._join(data, view, missing, deadline) | answer
-            else:
-                self.requests["hit"] += 1
-            return {name: answer[name] for name in outputs}
+        found = self.begin(data, view, outputs, deadline)
+        return found if isinstance(found, dict) else await found
 
-    async def pixels(self, data: bytes, view: View) -> Image:
+    def begin(
+        self, data: bytes, view: View, outputs: tuple[str, ...], deadline: float
+    ) -> Outputs | Coroutine[None, None, Outputs]:
+        """Recall the outputs at once, or give what to await for them: a hit needs no task.
+
+        Raises:
+            InvalidOption: An output is not one that the model has.
+        """
+        self._require_outputs(outputs)
+        count_image()
+        if len(data) > MEGABYTE:
+            return self._recall_large(data, view, outputs, deadline)
+        return self._recall(_sha256(data), data, view, outputs, deadline)
+
+    async def infer(self, image: Image, outputs: tuple[str, ...], deadline: float) -> Outputs:
+        """Compute the outputs of one photograph that is fitted already; nothing is cached.
+
+        Args:
+            image: uint8 [height, width, 3], RGB; stays unchanged until the answer is there.
+            outputs: Names of the bundle's outputs.
+            deadline: When the answer is of no more use, in the event loop's time.
+
+        Returns:
+            The outputs asked for, without a batch axis.
+
+        Raises:
+            InvalidOption: The model has no such output, or does not take this size.
+            Overloaded: Too many images wait, or the server is starting or draining.
+            DeadlineExceeded: The answer was not there by `deadline`.
+        """
+        self._require_outputs(outputs)
+        multiple = self._bundle.manifest.input.multiple
+        height, width = image.shape[:2]
+        if height % multiple or width % multiple:
+            raise InvalidOption(
+                f"{height} x {width} pixels: both sides must be multiples of {multiple}."
+            )
+        if (patches := height * width // multiple**2) > self._limits.patches:
+            raise InvalidOption(
+                f"{height} x {width} pixels are {patches} patches; the limit is "
+                f"{self._limits.patches}. Send a smaller one."
+            )
+        return await self.batcher.submit(image, outputs, deadline)
+
+    async def pixels(self, data: bytes, view: View, deadline: float) -> Image:
         """The fitted photograph, uint8 [height, width, 3], as the model sees it.
 
         Raises:
             FovealError: As `run` does for the photograph, the view and the load.
         """
-        return await self._decode(data, view)
+        self._require_open()
+        return await self._decode(data, view, deadline)
 
-    async def _key(self, data: bytes, view: View) -> str:
-        # Not in the decoding pool: a hit must not wait for the decoding of others.
-        large = len(data) > MEGABYTE
-        name = await asyncio.to_thread(_sha256, data) if large else _sha256(data)
+    def _recall(
+        self, name: str, data: bytes, view: View, outputs: tuple[str, ...], deadline: float
+    ) -> Outputs | Coroutine[None, None, Outputs]:
         size = self._bundle.manifest.input.crop if view.size is None else view.size
-        return f"{name}:{self._bundle.digest}:{PRECISION}:{view.fit}:{size}"
+        key = f"{name}:{self._numbers}:{view.fit}:{size}"
+        keys = {output: f"{key}:{output}" for output in outputs}
+        held = self._cache.recall(keys.values())
+        known = {output: held[key] for output, key in keys.items() if key in held}
+        if len(known) < len(keys):
+            return self._complete(known, keys, data, view, deadline)
+        self._count("hit")
+        return known
+
+    async def _recall_large(
+        self, data: bytes, view: View, outputs: tuple[str, ...], deadline: float
+    ) -> Outputs:
+        async with within(deadline):
+            # Not in the decoding pool: a hit must not wait for the decoding of others.
+            name = await asyncio.to_thread(_sha256, data)
+        found = self._recall(name, data, view, outputs, deadline)
+        return found if isinstance(found, dict) else await found
+
+    async def _complete(
+        self, known: Outputs, keys: dict[str, str], data: bytes, view: View, deadline: float
+    ) -> Outputs:
+        missing = {output: key for output, key in keys.items() if output not in known}
+        async with within(deadline):
+            answer = await self._join(data, view, missing, deadline) | known
+        return {output: answer[output] for output in keys}
 
     async def _join(
         self, data: bytes, view: View, keys: dict[str, str], deadline: float
     ) -> Outputs:
-        """Wait for the flight that computes all of `keys`, or for a new one.
-
-        The flight goes on while anybody waits for it, and is cancelled when nobody does.
-        """
-        flights = {self._flights.get(key) for key in keys.values()}
-        flight = flights.pop() if len(flights) == 1 else None
+        """Wait for the flight that computes all of `keys`, or for a new one."""
+        flight = self._flights.covering(keys.values())
         if flight:
-            self.requests["coalesced"] += 1
-            flight.deadline = max(flight.deadline, deadline)
+            self._count("coalesced")
         else:
-            flight = self._launch(data, view, keys, deadline)
-            self.requests["miss"] += 1
-        flight.waiters += 1
-        try:
-            return await asyncio.shield(flight.task)
-        finally:
-            flight.waiters -= 1
-            if not flight.waiters:
-                flight.task.cancel()
-                self._forget(flight)
+            self._require_open()
+            compute = partial(self._compute, data, view, keys)
+            flight = self._flights.launch(keys.values(), deadline, compute)
+        return await self._flights.join(flight, deadline)
 
-    def _launch(self, data: bytes, view: View, keys: dict[str, str], deadline: float) -> _Flight:
-        flight = _Flight(keys, deadline)
-        flight.task = asyncio.create_task(self._compute(flight, self._decode(data, view)))
-        self._tasks.add(flight.task)
-        flight.task.add_done_callback(self._tasks.discard)
-        self._flights |= dict.fromkeys(keys.values(), flight)
-        return flight
-
-    def _forget(self, flight: _Flight) -> None:
-        for key in flight.keys.values():
-            if self._flights.get(key) is flight:
-                del self._flights[key]
-
-    async def _compute(self, flight: _Flight, decoding: asyncio.Future[Image]) -> Outputs:
-        try:
-            image = await decoding
-            answer = await self._submit(flight, image)
-            for name, array in answer.items():
+    async def _compute(
+        self, data: bytes, view: View, keys: dict[str, str], flight: Flight
+    ) -> Outputs:
+        answer = await self._fetch(keys)
+        missing = tuple(name for name in keys if name not in answer)
+        self._count("miss" if missing else "hit")
+        if missing:
+            started = time.perf_counter()
+            image = await self._decode(data, view, flight.deadline)
+            ended = time.perf_counter()
+            note("decode", started, ended)
+            metrics.PREPROCESS_SECONDS.observe(ended - started)
+            computed = await self._submit(flight, image, missing)
+            for name, array in computed.items():
                 array.setflags(write=False)
-                self._cache.put(flight.keys[name], {name: array})
-            return answer
-        finally:
-            self._forget(flight)
+                self._cache.put(keys[name], array)
+            answer |= computed
+        return answer
 
-    async def _submit(self, flight: _Flight, image: Image) -> Outputs:
+    async def _fetch(self, keys: dict[str, str]) -> Outputs:
+        if not self._cache.shared:
+            return {}
+        started = time.perf_counter()
+        held = await self._cache.fetch(tuple(keys.values()))
+        note("cache", started, time.perf_counter())
+        return {name: held[key] for name, key in keys.items() if key in held}
+
+    async def _submit(self, flight: Flight, image: Image, outputs: tuple[str, ...]) -> Outputs:
         while True:
             deadline = flight.deadline
             try:
-                return await self.batcher.submit(image, tuple(flight.keys), deadline)
+                return await self.batcher.submit(image, outputs, deadline)
             except DeadlineExceeded:
                 # Somebody with more time may have joined while the image waited.
                 if flight.deadline <= deadline:
                     raise
 
-    def _decode(self, data: bytes, view: View) -> asyncio.Future[Image]:
-        """Decode and fit in the pool, if the queue has room for one more image."""
+    def _count(self, result: str) -> None:
+        self.requests[result] += 1
+        CACHE_COUNTERS[result].inc()
+
+    def _require_outputs(self, outputs: tuple[str, ...]) -> None:
+        for name in outputs:
+            if name not in self._bundle.manifest.outputs:
+                known = ", ".join(self._bundle.manifest.outputs)
+                raise InvalidOption(f"The model has no output {name!r}; it has {known}.")
+
+    def _require_open(self) -> None:
         if not self._open:
+            metrics.SHED.labels("closed").inc()
             raise Overloaded("The server is starting or draining; try another.", retry_after=1)
-        # Counted before decoding: the pixels of a flood would fill the memory.
-        if len(self._decoding) + self.batcher.depth >= self._max_queue:
-            raise Overloaded(
-                f"The queue is full: {self._max_queue} images wait; try again later.",
-                retry_after=1,
-            )
+
+    def _decode(self, data: bytes, view: View, deadline: float) -> asyncio.Future[Image]:
+        """Decode and fit in the pool, if its answer is to be had in time."""
+        # Asked before decoding: in a flood, the work for those who are refused would take the
+        # processor from those who are served, and their pixels would fill the memory.
+        self.batcher.admit(self._usual_pixels, deadline, ahead=len(self._decoding))
         image = asyncio.get_running_loop().run_in_executor(
             self._decoder, prepare, data, self._bundle.manifest.input, view, self._limits
         )

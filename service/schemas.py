@@ -20,6 +20,7 @@ from pydantic import (
 
 from service.images import Fit
 from service.index.base import Scalar
+from service.pooling import Dtype, Pooling
 
 MAX_METADATA_BYTES = 16_384
 
@@ -48,6 +49,7 @@ def _within_bytes(value: dict[str, Any]) -> dict[str, Any]:
 CollectionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 ItemId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
 Metadata = Annotated[dict[str, Any], AfterValidator(_within_bytes)]
+Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
 Embedding = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1)]
 
 
@@ -69,7 +71,19 @@ class Options(BaseModel):
 class EmbedOptions(Options):
     """Options of `POST /embed`."""
 
-    normalize: bool = Field(True, description="Scale each embedding to unit length.")
+    pooling: Pooling = Field(
+        "default",
+        description="default: the model's own embedding. cls: the CLS token. mean, gem: the mean "
+        "of the patch tokens, or their generalised mean of power 3. cls_mean: CLS, then the mean. "
+        "patches: every patch token [row][column].",
+    )
+    normalize: bool = Field(True, description="Scale each vector to unit length.")
+    dtype: Dtype = Field(
+        "float32", description="float16 and int8 take a half and a quarter of the bytes."
+    )
+    encoding: Literal["float", "base64"] = Field(
+        "float", description="float: numbers in JSON. base64: their little-endian bytes."
+    )
 
 
 class AttentionOptions(Options):
@@ -89,6 +103,15 @@ class AttentionOptions(Options):
     output: Literal["json", "npy", "png"] = Field("json", description="Form of the answer.")
     view: Literal["heatmap", "overlay", "mask", "heads"] = Field(
         "overlay", description="What a png shows."
+    )
+
+
+class CorrespondOptions(Options):
+    """Options of `POST /correspond`."""
+
+    fit: Fit = Field(
+        "whole",
+        description="whole: all of the photograph, its aspect kept. crop: the centre square.",
     )
 
 
@@ -153,10 +176,15 @@ class Served(BaseModel):
 
 
 class ImageEmbedding(BaseModel):
-    """One image's embedding, or why there is none."""
+    """One image's embedding, or why there is none.
+
+    `grid` is there for patches, [row][column][dim]; `scale` for int8, whose integers it multiplies.
+    """
 
     index: int
-    embedding: list[float] | None = None
+    embedding: list[float] | list[list[list[float]]] | str | None = None
+    grid: tuple[int, int] | None = None
+    scale: float | None = None
     error: Problem | None = None
 
 
@@ -190,6 +218,18 @@ class AttentionAnswer(Served):
     """Answer of `POST /attention`."""
 
     images: list[ImageAttention]
+
+
+class CorrespondAnswer(Served):
+    """Answer of `POST /correspond`: row and column of each patch's match, and its cosine.
+
+    `mutual` says whether the match's own best match is the patch.
+    """
+
+    grids: list[Pair]
+    matches: list[list[Pair]]
+    scores: list[list[float]]
+    mutual: list[list[bool]]
 
 
 class Neighbour(BaseModel):

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SOURCE = Path(os.environ.get("FOVEAL_TEST_DATA", ROOT.parent / "shared" / "data"))
+SOURCE = Path(os.environ.get("TEST_DATA", ROOT.parent / "shared" / "data"))
 UNPACKED = ROOT / ".cache" / "data"
 ARCHIVES = {
     "imagenette128": "imagenette128/imagenette128.tar.xz",
@@ -24,7 +24,7 @@ def dataset(name: str) -> Path:
     if not archive.is_file():
         raise FileNotFoundError(
             f"The test data {archive} is missing. Its README names the public source; put the "
-            "archive there, or point FOVEAL_TEST_DATA at the folder that holds it."
+            "archive there, or point TEST_DATA at the folder that holds it."
         )
     staging = UNPACKED / f".{name}.{os.getpid()}"
     shutil.unpack_archive(archive, staging, filter=None if archive.suffix == ".zip" else "data")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from service.engines.base import Outputs
 from service.errors import AllImagesFailed, FovealError, InvalidOption
 from service.images import View
 from service.models import Model
-from service.routes.body import while_connected
+from service.routes.body import deadline, while_connected
 from service.routes.gateway import Gateway
 from service.routes.inputs import Source
 from service.routes.problems import internal
@@ -44,21 +44,42 @@ async def run_each(
     """
     if not images:
         raise InvalidOption("images: the request has none; send at least one.")
-    settings = Gateway.of(request).settings
-    deadline = asyncio.get_running_loop().time() + settings.request_timeout
+    until = deadline(request, Gateway.of(request).settings)
 
-    async def run(source: Source) -> Outputs | FovealError:
+    def begin(source: Source) -> Outputs | FovealError | Coroutine[None, None, Outputs]:
         if isinstance(source, FovealError):
             return source
         try:
-            return await model.pipeline.run(source, view, outputs, deadline)
-        except FovealError as error:
-            return error
-        except Exception:
-            logger.exception("An image could not be answered")
-            return internal()
+            return model.pipeline.begin(source, view, outputs, until)
+        except Exception as error:
+            return _failure(error)
 
-    return await while_connected(request, asyncio.gather(*map(run, images)))
+    begun = [begin(source) for source in images]
+    # What is in memory is answered at once, without a task.
+    known = [answer for answer in begun if not isinstance(answer, Coroutine)]
+    if len(known) == len(begun):
+        return known
+    if len(begun) == 1:
+        return [await while_connected(request, _finish(begun[0]))]
+    return await while_connected(request, asyncio.gather(*map(_finish, begun)))
+
+
+async def _finish(
+    answer: Outputs | FovealError | Coroutine[None, None, Outputs],
+) -> Outputs | FovealError:
+    if not isinstance(answer, Coroutine):
+        return answer
+    try:
+        return await answer
+    except Exception as error:
+        return _failure(error)
+
+
+def _failure(error: Exception) -> FovealError:
+    if isinstance(error, FovealError):
+        return error
+    logger.error("An image could not be answered", exc_info=error)
+    return internal()
 
 
 def require_one(results: list[Outputs | FovealError]) -> list[Outputs | FovealError]:
@@ -98,9 +119,9 @@ def all_or_error(results: Sequence[T | FovealError]) -> list[T]:
     Raises:
         FovealError: That of the first image that failed.
     """
-    for result in results:
+    for index, result in enumerate(results):
         if isinstance(result, FovealError):
-            raise result
+            raise result if len(results) == 1 else result.of(f"images[{index}]")
     return [result for result in results if not isinstance(result, FovealError)]
 
 
@@ -113,7 +134,26 @@ def json_response(content: dict[str, Any], status: int = 200) -> Response:
     )
 
 
-def npy_response(array: NDArray[np.float32]) -> Response:
+def stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """The arrays of all images in one.
+
+    Raises:
+        InvalidOption: Their grids differ.
+    """
+    if len({array.shape for array in arrays}) > 1:
+        raise InvalidOption(
+            "images: they have different grids, which one array cannot hold; ask for JSON, for "
+            "fit=crop, or for one image at a time."
+        )
+    return np.stack(arrays)
+
+
+def wants_npy(request: Request) -> bool:
+    """Whether the client accepts an array in NumPy's own format."""
+    return NPY in request.headers.get("accept", "")
+
+
+def npy_response(array: NDArray[Any]) -> Response:
     """Write one array in NumPy's own format."""
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)

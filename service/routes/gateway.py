@@ -1,11 +1,13 @@
-"""What the routes work with: the models and the index."""
+"""What the routes work with: the models, the index and what fetches images by URL."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from service.fetch import Fetcher
 from service.index.base import Index
 from service.models import Model, Models
 from service.settings import Settings
@@ -18,6 +20,13 @@ class Gateway:
     settings: Settings
     models: Models
     index: Index
+    fetcher: Fetcher | None = None
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are welcome: every model is warm, and the server is to stay."""
+        return self.models.ready and not self.draining.is_set()
 
     @classmethod
     def of(cls, request: Request) -> Gateway:

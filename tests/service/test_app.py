@@ -39,7 +39,7 @@ def test_a_defect_is_a_500_that_tells_nothing(app, client: httpx.Client) -> None
 
     gateway = app.state.gateway
     gateway.index.collections = fail
-    gateway.model().pipeline.run = fail
+    gateway.model().pipeline.begin = fail
     for answer in (
         client.get("/collections"),
         client.post("/embed", content=photograph(), headers=PNG),
@@ -52,14 +52,14 @@ def test_a_defect_is_a_500_that_tells_nothing(app, client: httpx.Client) -> None
 
 def test_a_defect_on_one_image_spares_the_others(app, client: httpx.Client) -> None:
     pipeline = app.state.gateway.model().pipeline
-    run, bad = pipeline.run, photograph(13)
+    begin, bad = pipeline.begin, photograph(13)
 
-    async def fail_on_bad(data: bytes, *rest: object) -> object:
+    def fail_on_bad(data: bytes, *rest: object) -> object:
         if data == bad:
             raise RuntimeError("a secret")
-        return await run(data, *rest)
+        return begin(data, *rest)
 
-    pipeline.run = fail_on_bad
+    pipeline.begin = fail_on_bad
     answer = client.post("/embed", files=[("images", photograph()), ("images", bad)])
     assert answer.status_code == 200
     good, failed = answer.json()["embeddings"]
@@ -112,15 +112,11 @@ def test_the_documentation_shows_forms_options_and_answers(client: httpx.Client)
     embed = document["paths"]["/embed"]["post"]
     assert set(embed["requestBody"]["content"]) == {
         "image/*",
+        "application/octet-stream",
         "multipart/form-data",
         "application/json",
     }
-    assert {parameter["name"] for parameter in embed["parameters"]} == {
-        "fit",
-        "model",
-        "normalize",
-        "size",
-    }
+    assert {"fit", "pooling", "size"} < {entry["name"] for entry in embed["parameters"]}
     assert "EmbedAnswer" in document["components"]["schemas"]
     assert "application/problem+json" in embed["responses"]["4XX"]["content"]
     assert "/similar" in document["paths"]

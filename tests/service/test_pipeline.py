@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from service.bundle import Bundle
-from service.cache import MemoryCache
+from service.cache import Cache
 from service.engines.base import Images, Outputs
 from service.engines.onnx import OnnxEngine
 from service.errors import (
@@ -51,7 +51,7 @@ async def opened(bundle: Bundle, **settings: Any) -> AsyncIterator[tuple[Pipelin
     options = Settings(**{"threads": 1, **settings})
     engine = WatchedEngine(bundle, options.threads)
     with ThreadPoolExecutor(options.threads) as decoder:
-        pipeline = Pipeline(bundle, engine, options, MemoryCache(options.cache_bytes), decoder)
+        pipeline = Pipeline(bundle, engine, options, Cache(options), decoder)
         await pipeline.start()
         engine.max_batch = 1
         yield pipeline, engine
@@ -97,7 +97,7 @@ async def test_an_answer_is_what_the_engine_gives_for_the_prepared_photograph(
                 for name in outputs:
                     np.testing.assert_allclose(actual[name], expected[name][0], atol=1e-5)
                     assert not actual[name].flags.writeable
-                np.testing.assert_array_equal(await pipeline.pixels(data, view), image)
+                np.testing.assert_array_equal(await pipeline.pixels(data, view, after(30)), image)
 
 
 async def test_a_hit_is_bit_equal_to_the_miss_that_filled_it(bundle: Bundle) -> None:
@@ -273,11 +273,25 @@ async def test_a_flood_is_refused_before_it_is_decoded(bundle: Bundle) -> None:
             assert isinstance(error, Overloaded)
             assert error.retry_after
         with pytest.raises(Overloaded):
-            await asyncio.gather(*(pipeline.pixels(data, CROP) for data in photos(2)))
+            await asyncio.gather(*(pipeline.pixels(data, CROP, after(30)) for data in photos(2)))
         engine.gate.set()
         await asyncio.wait(ends)
         assert sum(end.exception() is None for end in ends) == 2
         assert (await ask(pipeline, photos(10)[9])).shape == (bundle.manifest.dim,)
+
+
+async def test_what_comes_too_late_is_refused_before_it_is_decoded(bundle: Bundle) -> None:
+    async with opened(bundle) as (pipeline, engine):
+        engine.gate.clear()
+        ends = [start(pipeline, data) for data in photos(2)]
+        await until(lambda: pipeline.batcher.depth == 1)
+        for _ in range(16):
+            pipeline.batcher._run_time.observe(1, 20.0)
+        # Decoded, it would be told that it is no image.
+        with pytest.raises(Overloaded, match="deadline"):
+            await ask(pipeline, b"\xff\xd8 broken", seconds=10)
+        engine.gate.set()
+        await asyncio.gather(*ends)
 
 
 async def test_closing_answers_what_was_accepted_and_refuses_the_rest(bundle: Bundle) -> None:
@@ -300,7 +314,7 @@ async def test_closing_answers_what_was_accepted_and_refuses_the_rest(bundle: Bu
 
 
 async def test_before_its_start_it_is_not_ready_and_refuses(bundle: Bundle) -> None:
-    engine, cache = WatchedEngine(bundle, 1), MemoryCache(0)
+    engine, cache = WatchedEngine(bundle, 1), Cache(Settings())
     with ThreadPoolExecutor(1) as decoder:
         pipeline = Pipeline(bundle, engine, Settings(), cache, decoder)
         assert not pipeline.ready
