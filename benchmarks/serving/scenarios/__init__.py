@@ -1,0 +1,1 @@
+"""One scenario a module: what the servers go through, and what is told of it."""
