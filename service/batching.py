@@ -240,7 +240,9 @@ class Batcher:
         self.batches[len(batch)] += 1
         metrics.BATCH_SIZE.observe(len(batch))
         try:
-            images = np.stack([item.image for item in batch])
+            images = (
+                np.stack([item.image for item in batch]) if len(batch) > 1 else batch[0].image[None]
+            )
             outputs = tuple(dict.fromkeys(name for item in batch for name in item.outputs))
             with metrics.INFERENCE_SECONDS.time():
                 arrays = await self._engine.infer(images, outputs)
