@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 
-from service.cache.breaker import Breaker
+from service.breaker import Breaker
 from service.cache.memory import Array
 from service.cache.values import decode, encode
 from service.redis import connect

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Protocol
 
-from service.cache.breaker import Breaker
+from service.breaker import Breaker
 from service.guards.rates import Bucket, Rate
 from service.redis import connect
 from service.settings import Settings

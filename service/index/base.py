@@ -60,12 +60,6 @@ class Collection:
             )
 
 
-def unit(vector: Vector) -> Vector:
-    """The vector at unit length, float32."""
-    scaled: Vector = (vector / np.linalg.norm(vector)).astype(np.float32)
-    return scaled
-
-
 def no_collection(name: str) -> NotFound:
     """What to raise where there is no collection `name`."""
     return NotFound(

@@ -27,9 +27,9 @@ from service.index.base import (
     Vector,
     no_collection,
     no_item,
-    unit,
 )
 from service.index.vectors import Vectors
+from service.pooling import unit
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 from redis.exceptions import RedisError, ResponseError
 
-from service.cache.breaker import Breaker
+from service.breaker import Breaker
 from service.errors import Overloaded
 from service.index.base import (
     Collection,
@@ -31,10 +31,10 @@ from service.index.base import (
     Vector,
     no_collection,
     no_item,
-    unit,
 )
 from service.index.facts import tags
 from service.index.fitness import require_fitness
+from service.pooling import unit
 from service.redis import connect
 
 logger = logging.getLogger(__name__)

@@ -9,14 +9,9 @@ from service.errors import FovealError, InvalidOption
 from service.images import View
 from service.index.base import Vector
 from service.models import Model
+from service.pooling import unit
 from service.routes.answers import run_each
 from service.routes.inputs import Source
-
-
-def unit(vector: Vector) -> Vector:
-    """Scale a vector to unit length; zero stays zero."""
-    length = np.linalg.norm(vector)
-    return vector if length == 0 else (vector / length).astype(np.float32)
 
 
 async def image_vector(request: Request, model: Model, image: Source, view: View) -> Vector:

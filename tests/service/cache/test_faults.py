@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
+from service.breaker import FAILURES
 from service.cache import Cache
-from service.cache.breaker import FAILURES
 from service.cache.redis import RedisCache
 from service.settings import Settings
 from tests.redis_servers import RedisServer, free_port
@@ -19,8 +19,8 @@ TURNS = 30
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.cache.breaker.FIRST_PAUSE", 0.3)
-    monkeypatch.setattr("service.cache.breaker.LONGEST_PAUSE", 0.3)
+    monkeypatch.setattr("service.breaker.FIRST_PAUSE", 0.3)
+    monkeypatch.setattr("service.breaker.LONGEST_PAUSE", 0.3)
     monkeypatch.setattr("service.cache.redis.WRITE_TIMEOUT", 0.3)
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from service.breaker import FAILURES
 from service.bundle import Bundle
-from service.cache.breaker import FAILURES
 from service.pipeline import Pipeline
 from tests.redis_servers import RedisServer
 from tests.service.test_pipeline import CROP, after, ask, opened, photos

@@ -167,7 +167,7 @@ async def test_a_search_that_takes_too_long_is_not_answered_in_part(redis8: Redi
 async def test_a_killed_server_is_503_and_after_its_restart_all_is_there(
     own_redis8: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.cache.breaker.FIRST_PAUSE", 0.2)
+    monkeypatch.setattr("service.breaker.FIRST_PAUSE", 0.2)
     async with gateways(own_redis8, 1) as (index,):
         await index.put("photos", items(300), DIGEST)
         before = await index.search("photos", query(), DIGEST, k=20, where={"parity": 1})

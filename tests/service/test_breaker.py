@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.cache.breaker import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, Breaker
+from service.breaker import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, Breaker
 
 
 class Clock:
