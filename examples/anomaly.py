@@ -31,7 +31,7 @@ from training.anomaly.train import finetune, pretrain
 from training.data.pixels import normalise
 from training.models.backbone import Backbone
 
-BUNDLE = Path(__file__).parents[1] / "service" / "models" / "imagenette-vitt8"
+BUNDLE = Path(__file__).parents[1] / "service" / "bundles" / "imagenette-vitt8"
 # Boxes cover 81 % of the pitted surfaces: two of 35 training images have a normal piece.
 CLASSES = ("crazing", "inclusion", "patches", "rolled-in_scale", "scratches")
 PATCH = 8

@@ -22,7 +22,7 @@ GRAPH = "model.onnx"
 INT8_GRAPH = "model.int8.onnx"
 LEAST_COSINE = 0.999
 MOST_LOST = 0.1
-DEFAULT = Path(__file__).parent / "models" / "imagenette-vitt8"
+DEFAULT = Path(__file__).parent / "bundles" / "imagenette-vitt8"
 
 
 class BundleError(Exception):

@@ -11,7 +11,7 @@ from training.checkpoint import CheckpointError
 from training.data.pixels import normalise
 from training.models.vit import vit
 
-BUNDLE = ROOT / "service" / "models" / "imagenette-vitt8"
+BUNDLE = ROOT / "service" / "bundles" / "imagenette-vitt8"
 
 
 def test_the_weights_of_the_bundle_say_what_its_graph_says():
