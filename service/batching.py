@@ -79,11 +79,13 @@ class Batcher:
         max_queue: The most images that wait; runs in flight are not counted.
 
     Attributes:
+        expected: How many images are being decoded, to be submitted soon; kept by who decodes.
         batches: How many runs of each batch size were started.
         shed: How many images were refused, by reason: `closed`, `full` or `late`.
     """
 
     def __init__(self, engine: Engine, max_queue: int) -> None:
+        self.expected = 0
         self.batches: Counter[int] = Counter()
         self.shed: Counter[str] = Counter()
         self._engine = engine
@@ -245,7 +247,8 @@ class Batcher:
             )
             outputs = tuple(dict.fromkeys(name for item in batch for name in item.outputs))
             with metrics.INFERENCE_SECONDS.time():
-                arrays = await self._engine.infer(images, outputs)
+                lone = not (self.expected or self._waiting or len(self._runs) > 1)
+                arrays = await self._engine.infer(images, outputs, lone=lone)
             answers = [
                 {name: arrays[name][row] for name in item.outputs} for row, item in enumerate(batch)
             ]

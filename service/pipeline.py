@@ -67,7 +67,6 @@ class Pipeline:
             patches=settings.max_patches,
         )
         self._open = False
-        self._decoding: set[asyncio.Future[Image]] = set()
         self._flights = Flights()
 
     @property
@@ -265,13 +264,16 @@ class Pipeline:
         """Decode and fit in the pool, if its answer is to be had in time."""
         # Asked before decoding: in a flood, the work for those who are refused would take the
         # processor from those who are served, and their pixels would fill the memory.
-        self.batcher.admit(self._usual_pixels, deadline, ahead=len(self._decoding))
+        self.batcher.admit(self._usual_pixels, deadline, ahead=self.batcher.expected)
         image = asyncio.get_running_loop().run_in_executor(
             self._decoder, prepare, data, self._bundle.manifest.input, view, self._limits
         )
-        self._decoding.add(image)
-        image.add_done_callback(self._decoding.discard)
+        self.batcher.expected += 1
+        image.add_done_callback(self._decoded)
         return image
+
+    def _decoded(self, _: asyncio.Future[Image]) -> None:
+        self.batcher.expected -= 1
 
 
 def _sha256(data: bytes) -> str:

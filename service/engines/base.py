@@ -30,10 +30,16 @@ class Engine(Protocol):
     max_batch: int
     slots: int
 
-    async def infer(self, images: Images, outputs: tuple[str, ...]) -> Outputs:
+    async def infer(
+        self, images: Images, outputs: tuple[str, ...], *, lone: bool = False
+    ) -> Outputs:
         """Run images of one shape, uint8 [batch, height, width, 3], and give the named outputs.
 
-        The arrays keep their batch axis.
+        Args:
+            images: The batch.
+            outputs: Names; the arrays keep their batch axis.
+            lone: Nothing else wants the machine meanwhile: the answer should be there soonest,
+                whatever it takes of it.
         """
         ...
 

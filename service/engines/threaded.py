@@ -15,20 +15,24 @@ from service.engines.base import Images, Outputs
 
 Run = Callable[[Images, tuple[str, ...]], Outputs]
 
+RUNS = 5  # that a median is taken of
+QUICKER = 0.8
+
 
 class ThreadedEngine:
     """Runs a graph in a pool of threads.
 
     A processor is fed with one single-threaded run a core, which gives more images a second than
-    one run over all cores; but a run that starts while no other is in flight gets all cores, so
-    that a lone request is answered soonest. That takes the graph twice.
+    one run over all cores; but a lone run gets all cores, so that it is answered soonest. That
+    takes the graph twice, and is given up where all cores are no quicker: a small graph takes
+    longer to share than to run.
 
     Args:
         name: Of the engine.
         precision: Of the matrix products.
         bundle: The model.
         beside: Runs images while others run.
-        alone: Runs them while no other does.
+        alone: Runs them while nothing else wants the machine.
         slots: How many runs may be in flight at once.
         batches: Sizes to choose `max_batch` among, ascending.
     """
@@ -52,7 +56,6 @@ class ThreadedEngine:
         self._beside = beside
         self._alone = alone
         self._batches = batches
-        self._in_flight = 0
         self._ready = False
         self._pool = ThreadPoolExecutor(slots, name)
 
@@ -61,18 +64,12 @@ class ThreadedEngine:
         """Whether the model is warm and not closed."""
         return self._ready
 
-    async def infer(self, images: Images, outputs: tuple[str, ...]) -> Outputs:
+    async def infer(
+        self, images: Images, outputs: tuple[str, ...], *, lone: bool = False
+    ) -> Outputs:
         """Run images of one shape, uint8 [batch, height, width, 3], and give the named outputs."""
-        self._in_flight += 1
-        try:
-            # Runs that start in the same turn of the loop see one another after it.
-            await asyncio.sleep(0)
-            run = self._alone if self._in_flight == 1 else self._beside
-            return await asyncio.get_running_loop().run_in_executor(
-                self._pool, run, images, outputs
-            )
-        finally:
-            self._in_flight -= 1
+        run = self._alone if lone else self._beside
+        return await asyncio.get_running_loop().run_in_executor(self._pool, run, images, outputs)
 
     async def warm_up(self) -> None:
         """Choose `max_batch` and run each batch size up to it once; ready afterwards."""
@@ -86,9 +83,15 @@ class ThreadedEngine:
 
     def _warm_up(self) -> None:
         self.max_batch = best_batch(lambda size: self._time(self._beside, size), self._batches)
+        if self._median(self._alone) > QUICKER * self._median(self._beside):
+            self._alone = self._beside
         for run in (self._beside, self._alone):
             for size in buckets(self.max_batch):
                 self._time(run, size)
+
+    def _median(self, run: Run) -> float:
+        self._time(run, 1)  # The first run of a shape also allocates.
+        return statistics.median(self._time(run, 1) for _ in range(RUNS))
 
     def _time(self, run: Run, size: int) -> float:
         side = self._bundle.manifest.input.crop
@@ -112,7 +115,7 @@ def best_batch(run: Callable[[int], float], sizes: Sequence[int]) -> int:
         return sizes[0]
     for size in sizes:
         run(size)  # The first run of a shape also allocates.
-    each = {size: statistics.median(run(size) for _ in range(5)) / size for size in sizes}
+    each = {size: statistics.median(run(size) for _ in range(RUNS)) / size for size in sizes}
     return max(size for size in sizes if each[size] <= 1.05 * min(each.values()))
 
 

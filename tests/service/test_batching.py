@@ -71,7 +71,7 @@ class FakeEngine:
     in_flight: int = 0
     most_in_flight: int = 0
 
-    async def infer(self, images: Images, outputs: tuple[str, ...]) -> Outputs:
+    async def infer(self, images: Images, outputs: tuple[str, ...], *, lone: bool) -> Outputs:
         numbers = [number(image) for image in images]
         self.runs.append(numbers)
         self.asked.append(outputs)
@@ -281,8 +281,8 @@ def test_only_the_guilty_of_a_batch_fail(size: int, guilty: frozenset[int]) -> N
 
 def test_an_answer_that_lacks_an_image_fails_like_a_run() -> None:
     class Short(FakeEngine):
-        async def infer(self, images: Images, outputs: tuple[str, ...]) -> Outputs:
-            answer = await super().infer(images, outputs)
+        async def infer(self, images: Images, outputs: tuple[str, ...], *, lone: bool) -> Outputs:
+            answer = await super().infer(images, outputs, lone=lone)
             return {name: array[: max(1, len(images) - 1)] for name, array in answer.items()}
 
     async def main() -> list[float]:

@@ -76,7 +76,7 @@ async def test_only_the_outputs_asked_for_are_given(engine: OnnxEngine) -> None:
 
 async def test_runs_side_by_side_give_what_a_lone_run_gives(engine: OnnxEngine) -> None:
     batches = [images(2, 64, 64, seed) for seed in range(8)]
-    alone = [await engine.infer(batch, OUTPUTS) for batch in batches]
+    alone = [await engine.infer(batch, OUTPUTS, lone=True) for batch in batches]
     together = await asyncio.gather(*(engine.infer(batch, OUTPUTS) for batch in batches))
     for one, other in zip(alone, together, strict=True):
         for name in OUTPUTS:

@@ -89,7 +89,7 @@ async def test_a_batch_does_not_change_the_numbers_of_an_image(default: Bundle) 
 
 async def test_runs_side_by_side_give_what_a_lone_run_gives(engine: OpenVinoEngine) -> None:
     batches = [images(2, 64, 64, seed) for seed in range(8)]
-    alone = [await engine.infer(batch, OUTPUTS) for batch in batches]
+    alone = [await engine.infer(batch, OUTPUTS, lone=True) for batch in batches]
     together = await asyncio.gather(*(engine.infer(batch, OUTPUTS) for batch in batches))
     for one, other in zip(alone, together, strict=True):
         assert_close(one, other, 1e-6)
