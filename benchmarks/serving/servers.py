@@ -42,6 +42,8 @@ class Server:
         settings: Environments to choose from; the quickest at 16 connections is taken.
         path: Of its route.
         form: How an image becomes a body, see `wire.layout`.
+        paused: Whether it is stopped while others take their turn. Triton takes a pause for the
+            death of its backend.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Server:
     settings: tuple[Settings, ...] = ({},)
     path: str = "/embed"
     form: str = "raw"
+    paused: bool = True
 
     @property
     def is_peer(self) -> bool:
@@ -102,7 +105,9 @@ BENTOML = replace(
     ),
 )
 RAY = _peer("ray serve", "ray_server")
-TRITON = _peer("triton", "triton_server", path="/v2/models/embed/infer", form="triton")
+TRITON = replace(
+    _peer("triton", "triton_server", path="/v2/models/embed/infer", form="triton"), paused=False
+)
 # Triton's stub must load the library of the Python whose modules it imports.
 LIBRARIES = {"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")}
 TRITON = replace(TRITON, settings=tuple(s | LIBRARIES for s in TRITON.settings))
@@ -155,7 +160,8 @@ class Running:
         try:
             yield self
         finally:
-            self.process.pause()
+            if self.server.paused:
+                self.process.pause()
 
 
 @contextmanager

@@ -67,7 +67,7 @@ class OnnxEngine(ThreadedEngine):
             usual = narrow if plans is None else _planned(bundle, side, plans, chosen)
             run = Graph(narrow, side, usual, padded=True)
             super().__init__(
-                "onnx", precision, bundle, beside=run, alone=run, slots=2, batches=(GPU_BATCH,)
+                "onnx", precision, bundle, beside=run, alone=run, threads=1, batches=(GPU_BATCH,)
             )
             return
         if plans is not None:
@@ -78,7 +78,7 @@ class OnnxEngine(ThreadedEngine):
             bundle,
             beside=Graph(narrow, side),
             alone=Graph(narrow if threads == 1 else _session(graph, threads, chosen), side),
-            slots=threads,
+            threads=threads,
             # A run has one scale for the activations of all its images: in a batch of several,
             # the numbers of one image would depend on the others.
             batches=(1,) if int8 else CPU_BATCHES,

@@ -62,7 +62,7 @@ class OpenVinoEngine(ThreadedEngine):
             bundle,
             beside=beside,
             alone=alone,
-            slots=threads,
+            threads=threads,
             batches=BATCHES,
         )
 

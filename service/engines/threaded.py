@@ -33,7 +33,8 @@ class ThreadedEngine:
         bundle: The model.
         beside: Runs images while others run.
         alone: Runs them while nothing else wants the machine.
-        slots: How many runs may be in flight at once.
+        threads: How many runs go on at once. One more is in flight, so that a thread that has ended
+            a run finds the next.
         batches: Sizes to choose `max_batch` among, ascending.
     """
 
@@ -45,19 +46,19 @@ class ThreadedEngine:
         *,
         beside: Run,
         alone: Run,
-        slots: int,
+        threads: int,
         batches: Sequence[int],
     ) -> None:
         self.name = name
         self.precision = precision
-        self.slots = slots
+        self.slots = threads + 1
         self.max_batch = 1
         self._bundle = bundle
         self._beside = beside
         self._alone = alone
         self._batches = batches
         self._ready = False
-        self._pool = ThreadPoolExecutor(slots, name)
+        self._pool = ThreadPoolExecutor(threads, name)
 
     @property
     def ready(self) -> bool:

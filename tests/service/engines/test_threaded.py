@@ -40,7 +40,7 @@ MakeEngine = Callable[[Recorder, Recorder], ThreadedEngine]
 @pytest.fixture
 def make(bundle: Bundle) -> MakeEngine:
     return lambda beside, alone: ThreadedEngine(
-        "recorder", "fp32", bundle, beside=beside, alone=alone, slots=2, batches=(4,)
+        "recorder", "fp32", bundle, beside=beside, alone=alone, threads=2, batches=(4,)
     )
 
 
