@@ -49,6 +49,8 @@ class Spec:
         leaving: Share of requests whose client goes away before the answer.
         patience: Seconds after which it goes.
         seed: Of arrivals and faults.
+        fresh: Whether no two images are ever the same: the last eight bytes, after a JPEG's end,
+            are then the request's number.
     """
 
     port: int
@@ -62,6 +64,7 @@ class Spec:
     leaving: float = 0.0
     patience: float = 0.05
     seed: int = SEED
+    fresh: bool = False
 
 
 @dataclass
@@ -142,7 +145,9 @@ class Client:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         images = read(Path(spec.images))
-        self.requests = [layout(spec.form, spec.path, data) for data in images]
+        self.requests = [
+            bytearray(layout(spec.form, spec.path, data + bytes(8))) for data in images
+        ]
         self.cut = [layout(spec.form, spec.path, data[: len(data) // 2]) for data in images[:64]]
         self.random = random.Random(spec.seed)  # noqa: S311
         self.poll = selectors.EpollSelector()
@@ -199,7 +204,10 @@ class Client:
         leaves = not connection.is_broken and self.random.random() < self.spec.leaving
         connection.leaves = due + self.spec.patience if leaves else None
         requests = self.cut if connection.is_broken else self.requests
-        connection.rest = memoryview(requests[self.number % len(requests)])
+        request = requests[self.number % len(requests)]
+        if self.spec.fresh and isinstance(request, bytearray):
+            request[-8:] = self.number.to_bytes(8)
+        connection.rest = memoryview(request)
         self.number += 1
         self.busy.add(connection)
         if leaves:

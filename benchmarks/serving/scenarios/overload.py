@@ -16,7 +16,7 @@ def overload(seconds: float) -> None:
         gateway.load(seconds=2, connections=16)
         capacity = gateway.load(seconds=10, connections=16).rate
         with Memory(gateway.process) as memory:
-            outcome = gateway.load(rate=TIMES * capacity, seconds=seconds)
+            outcome = gateway.load(rate=TIMES * capacity, seconds=seconds, fresh=True)
         after = gateway.load(seconds=5, connections=16).rate
     # Those still queued when the flood ends do not count.
     good = outcome.in_time / seconds
