@@ -27,8 +27,10 @@ format: $(VENV)/.dev ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## Measure gateway, crops and training step beside others; write benchmarks/results/
-	$(BIN)/python -m benchmarks.serving
+bench: $(VENV)/.dev ## Measure gateway (beside its peers), crops and training step; write benchmarks/results/
+	$(BIN)/python -m benchmarks.serving peers
+	$(BIN)/python -m benchmarks.serving prepare
+	$(BIN)/python -m benchmarks.serving all
 	$(BIN)/python -m benchmarks.training.crops
 	$(BIN)/python -m benchmarks.training.step
 

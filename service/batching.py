@@ -26,6 +26,10 @@ from service.telemetry.record import note
 
 Image = NDArray[np.uint8]
 
+# Runs slow down while a flood is read and refused beside them: what is accepted at the very edge
+# would be too late.
+CAUTION = 1.25
+
 
 @asynccontextmanager
 async def within(deadline: float) -> AsyncIterator[None]:
@@ -186,7 +190,7 @@ class Batcher:
             )
         # The head of the queue is always tried: only further runs correct an estimate that is too
         # high, so one slow run must not shut the door for good.
-        if waiting and asyncio.get_running_loop().time() + seconds > deadline:
+        if waiting and asyncio.get_running_loop().time() + CAUTION * seconds > deadline:
             self._count_shed("late")
             raise Overloaded(
                 f"{waiting} images wait, and this one would take about {seconds:.1f} s, "
