@@ -145,6 +145,7 @@ class Client:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         images = read(Path(spec.images))
+        # Eight bytes more, after the end of a JPEG, where `fresh` writes.
         self.requests = [
             bytearray(layout(spec.form, spec.path, data + bytes(8))) for data in images
         ]

@@ -74,7 +74,7 @@ def images(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(4):
-        (folder / f"{number}.jpg").write_bytes(bytes([number]) * 100_000)
+        (folder / f"{number}.jpg").write_bytes(bytes([number]) * 99_992)
     return str(folder)
 
 
