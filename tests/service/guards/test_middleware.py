@@ -104,7 +104,8 @@ def test_a_caller_over_its_rate_is_told_when_to_come_back(serve: Serve) -> None:
         first = client.post("/embed", content=photo, headers=PNG)
         assert first.status_code == 200
         assert first.headers["ratelimit-policy"] == '"images";q=3;w=3600'
-        assert first.headers["ratelimit"] == '"images";r=2;t=1200'
+        # Seconds are rounded up, and the clock is no whole number.
+        assert first.headers["ratelimit"] in {'"images";r=2;t=1200', '"images";r=2;t=1201'}
         many = client.post("/embed", files=[("images", photo)] * 3)
         assert many.status_code == 200
         refused = client.post("/embed", content=photo, headers=PNG)
