@@ -16,10 +16,12 @@ serve: $(VENV)/.gateway ## Serve the embedded model on http://127.0.0.1:8000 (no
 	$(BIN)/foveal serve
 
 test: $(VENV)/.dev .cache/redis8/.installed ## Run every test that needs no GPU
-	# Two processes: the native libraries of both sides (OpenVINO, FAISS, torch) in one, and children
-	# forked from it, have ended in a segmentation fault.
+	# A process for each part: with the native libraries of all of them in one, children started from
+	# it have ended it with a segmentation fault.
 	$(BIN)/python -m pytest -m "not gpu" tests/service tests/integration
-	$(BIN)/python -m pytest -m "not gpu" tests/training tests/benchmarks
+	$(BIN)/python -m pytest -m "not gpu" $(addprefix tests/training/,anomaly data evaluation export)
+	$(BIN)/python -m pytest -m "not gpu" tests/benchmarks \
+		$(addprefix --ignore=tests/training/,anomaly data evaluation export) tests/training
 
 lint: $(VENV)/.dev ## Check style, types and the manifest
 	$(BIN)/ruff check .
