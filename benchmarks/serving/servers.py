@@ -108,18 +108,17 @@ RAY = _peer("ray serve", "ray_server")
 TRITON = replace(
     _peer("triton", "triton_server", path="/v2/models/embed/infer", form="triton"), paused=False
 )
-# Triton's stub must load the library of the Python whose modules it imports.
-LIBRARIES = {"LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR")}
-TRITON = replace(TRITON, settings=tuple(s | LIBRARIES for s in TRITON.settings))
 PEERS = (NAIVE, MOSEC, LITSERVE, BENTOML, RAY, TRITON)
 
-QUIET = {
+COMMON = {
     "BENTOML_DO_NOT_TRACK": "True",
     "DO_NOT_TRACK": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "OMP_NUM_THREADS": "1",
     "PYTHONPATH": str(ROOT),
+    # Triton's stub must load the library of the Python whose modules it imports.
+    "LD_LIBRARY_PATH": sysconfig.get_config_var("LIBDIR"),
 }
 
 
@@ -197,7 +196,7 @@ def _launch(server: Server, bundle: Bundle, folder: Path) -> Running:
     folder.mkdir()
     port = _free_port()
     env = {
-        **QUIET,
+        **COMMON,
         **server.settings[0],
         "FOVEAL_MODEL": str(bundle.path),
         "FOVEAL_DATA": str(folder / "data"),

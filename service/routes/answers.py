@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import logging
 from collections.abc import Callable, Coroutine, Sequence
@@ -132,6 +133,12 @@ def json_response(content: dict[str, Any], status: int = 200) -> Response:
         status,
         media_type="application/json",
     )
+
+
+def base64_numbers(array: NDArray[Any]) -> str:
+    """The numbers of an array in base64: little-endian, row by row."""
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return base64.b64encode(little.tobytes()).decode()
 
 
 def stacked(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

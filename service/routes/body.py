@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -15,9 +15,11 @@ from starlette.types import Receive, Scope, Send
 from service.errors import BodyTimeout, InvalidOption, TooLarge
 from service.settings import Settings
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 LINGER = 2.0  # seconds
+LARGE = 1_000_000  # bytes; parsing more would hold the other requests up
 DEADLINE_HEADER = "X-Request-Timeout-Ms"
 MILLISECONDS = re.compile("[1-9][0-9]{0,8}")
 
@@ -83,6 +85,15 @@ async def read_body(request: Request, settings: Settings) -> bytes:
             "send smaller images or fewer at once."
         ) from None
     return b"".join(chunks)
+
+
+async def off_loop_if_large(
+    size: int, parse: Callable[P, T], *arguments: P.args, **options: P.kwargs
+) -> T:
+    """Call what takes its time in proportion to `size` bytes: in a thread where they are many."""
+    if size > LARGE:
+        return await asyncio.to_thread(parse, *arguments, **options)
+    return parse(*arguments, **options)
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 from typing import Any
 
 from fastapi import APIRouter
@@ -17,6 +16,7 @@ from service.pooling import cast, outputs_for, pool, unit
 from service.routes.answers import (
     NPY,
     all_or_error,
+    base64_numbers,
     each,
     json_response,
     npy_response,
@@ -88,10 +88,8 @@ def _as_json(results: Results, options: EmbedOptions, served: dict[str, str]) ->
         nonlocal dim
         vectors, scale = _vectors(found, options)
         dim = vectors.shape[-1]
-        answer: dict[str, Any] = {"embedding": vectors}
-        if options.encoding == "base64":
-            little = vectors.astype(vectors.dtype.newbyteorder("<"), copy=False)
-            answer["embedding"] = base64.b64encode(little.tobytes()).decode()
+        encoded = options.encoding == "base64"
+        answer: dict[str, Any] = {"embedding": base64_numbers(vectors) if encoded else vectors}
         if vectors.ndim > 1:
             answer["grid"] = vectors.shape[:-1]
         if scale is not None:

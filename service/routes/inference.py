@@ -22,10 +22,10 @@ from service.images import View
 from service.models import Model
 from service.routes import tensors
 from service.routes.answers import json_response, run_each
-from service.routes.body import deadline, while_connected
+from service.routes.body import deadline, off_loop_if_large, while_connected
 from service.routes.gateway import Gateway
 from service.routes.inputs import arrived
-from service.routes.json_body import LARGE, json_input, read_plain, source_of
+from service.routes.json_body import json_input, read_plain, source_of
 from service.routes.v2 import (
     ERRORS,
     NOTHING,
@@ -151,9 +151,10 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
     until = deadline(request, gateway.settings)
     body = await read_plain(request)
     model = _model(request, name, version)
-    work = (body, request.headers.get(tensors.HEADER_LENGTH), model.manifest.outputs)
-    large = len(body) > LARGE
-    asked = await asyncio.to_thread(tensors.parse, *work) if large else tensors.parse(*work)
+    header_length = request.headers.get(tensors.HEADER_LENGTH)
+    asked = await off_loop_if_large(
+        len(body), tensors.parse, body, header_length, model.manifest.outputs
+    )
     _check_size(asked, model.manifest, gateway.settings)
     outputs = tuple(asked.outputs)
     results: list[Outputs | FovealError]
@@ -168,9 +169,8 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
     head = {"model_name": name, "model_version": model.digest}
     if asked.id is not None:
         head["id"] = asked.id
-    answer = (head, arrays, asked.outputs)
-    large = sum(array.nbytes for array in arrays.values()) > LARGE
-    return await asyncio.to_thread(tensors.render, *answer) if large else tensors.render(*answer)
+    size = sum(array.nbytes for array in arrays.values())
+    return await off_loop_if_large(size, tensors.render, head, arrays, asked.outputs)
 
 
 def _model(request: Request, name: str, version: str | None) -> Model:

@@ -26,7 +26,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.fetch import Allowance
-from service.routes.body import deadline, read_body, while_connected
+from service.routes.body import deadline, off_loop_if_large, read_body, while_connected
 from service.routes.gateway import Gateway
 from service.routes.multipart import parse_multipart
 from service.routes.problems import explain
@@ -49,7 +49,6 @@ FORMS = (
     "parts named images, or application/json with a list named images"
 )
 IMAGE_FIELDS = ("images", "candidates")
-LARGE = 1_000_000  # bytes; parsing more would hold the other requests up
 EXTRA_PARTS = 64
 
 
@@ -110,18 +109,17 @@ async def receive(request: Request, options: type[O], *, candidates: bool = Fals
     settings = Gateway.of(request).settings
     deadline(request, settings)
     body = await read_body(request, settings)
-    work = (request, body, settings.max_images)
-    parsed = await asyncio.to_thread(_parse, *work) if len(body) > LARGE else _parse(*work)
-    if parsed.candidates and not candidates:
+    found = await off_loop_if_large(len(body), _parse, request, body, settings.max_images)
+    if found.candidates and not candidates:
         raise InvalidOption("candidates: only /similar ranks candidates.")
-    if (count := len(parsed.images) + len(parsed.candidates)) > settings.max_images:
+    if (count := len(found.images) + len(found.candidates)) > settings.max_images:
         raise TooLarge(
             f"The request has {count} images; the limit is {settings.max_images}. "
             "Send them in several requests."
         )
-    valid = _validate(parsed.options, options)
-    sources = await arrived(request, [*parsed.images, *parsed.candidates])
-    images = len(parsed.images)
+    valid = _validate(found.options, options)
+    sources = await arrived(request, [*found.images, *found.candidates])
+    images = len(found.images)
     return Asked(valid, sources[:images], sources[images:])
 
 

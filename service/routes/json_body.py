@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, TypeVar
 
 import orjson
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from service.errors import InvalidOption, MalformedRequest, UnsupportedMediaType
-from service.routes.body import read_body
+from service.routes.body import off_loop_if_large, read_body
 from service.routes.gateway import Gateway
 from service.routes.inputs import Link, Source, decode
 from service.routes.problems import explain
@@ -21,7 +20,6 @@ M = TypeVar("M", bound=BaseModel)
 PIXEL = (
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 )
-LARGE = 1_000_000  # bytes; parsing more would hold the other requests up
 
 
 async def read_json(request: Request, kind: type[M]) -> M:
@@ -38,9 +36,7 @@ async def read_json(request: Request, kind: type[M]) -> M:
     if form.lower() != "application/json":
         raise UnsupportedMediaType(f"Content-Type {form}: send application/json.")
     body = await read_plain(request)
-    if len(body) > LARGE:
-        return await asyncio.to_thread(parse_json, body, kind)
-    return parse_json(body or b"{}", kind)
+    return await off_loop_if_large(len(body), parse_json, body or b"{}", kind)
 
 
 async def read_plain(request: Request) -> bytes:

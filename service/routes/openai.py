@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
@@ -19,10 +18,9 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.images import View
-from service.index.base import Vector
 from service.models import Model
 from service.pooling import unit
-from service.routes.answers import json_response, run_each
+from service.routes.answers import base64_numbers, json_response, run_each
 from service.routes.documented import ENCODED
 from service.routes.gateway import Gateway
 from service.routes.inputs import arrived
@@ -155,7 +153,7 @@ async def embeddings(request: Request) -> Response:
         if isinstance(result, FovealError):
             raise _about(result, index)
         vector = unit(result["embedding"])
-        embedding = _base64(vector) if asked.encoding_format == "base64" else vector
+        embedding = base64_numbers(vector) if asked.encoding_format == "base64" else vector
         data.append({"object": "embedding", "index": index, "embedding": embedding})
     tokens = len(data) * _tokens(model)
     return json_response(
@@ -190,10 +188,6 @@ def _about(error: FovealError, index: int) -> FovealError:
     if isinstance(error, MalformedRequest | UnsupportedMediaType):
         error = InvalidOption(f"{error.detail} {IMAGES_ONLY}")
     return error.of(f"input[{index}]")
-
-
-def _base64(vector: Vector) -> str:
-    return base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode()
 
 
 def _tokens(model: Model) -> int:

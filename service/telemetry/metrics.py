@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -56,10 +57,30 @@ def exposition(served: Iterable[tuple[str, str]]) -> bytes:
     registry = REGISTRY
     if MULTIPROCESS in os.environ:
         registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        registry.register(_AllWorkers(Path(os.environ[MULTIPROCESS])))
     models = CollectorRegistry()
     models.register(_ModelInfo(served))
     return generate_latest(registry) + generate_latest(models)
+
+
+class _AllWorkers(Collector):
+    """The sum over the files of all workers, those that died included."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterable[Metric]:
+        # A worker that starts makes a file and then its header; until then there is nothing to add.
+        files = [str(file) for file in self._folder.glob("*.db") if _has_header(file)]
+        merged: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        return merged
+
+
+def _has_header(file: Path) -> bool:
+    try:
+        return file.stat().st_size > 0
+    except FileNotFoundError:  # it was of a worker that has just died
+        return False
 
 
 class _ModelInfo(Collector):

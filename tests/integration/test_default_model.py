@@ -13,7 +13,7 @@ from service.bundle import DEFAULT, Bundle
 from service.images import Limits, View, prepare
 from service.settings import Settings
 from tests.data import dataset
-from tests.service.routes.conftest import serving
+from tests.service.gateways import serving
 from training.data.sources import open_source
 from training.evaluation.knn import knn_accuracy
 

@@ -14,7 +14,7 @@ from PIL import Image
 from service.app import create_app
 from service.bundle import Bundle
 from service.settings import Settings
-from tests.service.routes.conftest import PNG, assert_problem, photograph, serving
+from tests.service.gateways import PNG, assert_problem, photograph, serving
 from training.data.pixels import normalise
 from training.export.imported import import_bundle
 from training.models.resnet import Bottleneck, ResNet

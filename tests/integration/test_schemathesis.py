@@ -17,7 +17,7 @@ from service.app import create_app
 from service.bundle import Bundle
 from service.settings import Settings
 from tests.bundles import make_bundle
-from tests.service.routes.conftest import b64, photograph, serving
+from tests.service.gateways import b64, photograph, serving
 
 # Schemas cannot say which bytes are an image, that a size is a multiple of the patch or that an id
 # exists: data that keeps to them may still be refused, as any other.

@@ -10,7 +10,7 @@ from service.app import create_app
 from service.bundle import Bundle, BundleError
 from service.index.base import IndexUnavailable
 from service.settings import Settings
-from tests.service.routes.conftest import PNG, assert_problem, photograph, serving
+from tests.service.gateways import PNG, assert_problem, photograph, serving
 
 
 @pytest.fixture

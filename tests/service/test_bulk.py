@@ -20,7 +20,7 @@ from service.cli import cli
 from service.client import Embedding, Foveal, stack
 from service.embedding_files import EmbeddingFile, FileRefused
 from tests.bundles import DIM
-from tests.service.routes.conftest import client, photograph, serve  # noqa: F401
+from tests.service.gateways import photograph
 
 
 def foveal(*arguments: object) -> Result:
@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("by", ["server", "process"])
 def test_a_folder_becomes_a_file_of_vectors(
     bundle: Bundle,
-    client: httpx.Client,  # noqa: F811
+    client: httpx.Client,
     folder: Path,
     by: str,
     read: Callable[[Path], Vectors],

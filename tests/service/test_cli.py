@@ -14,8 +14,8 @@ import pytest
 from service.bundle import Bundle
 from service.guards.keys import KeyRing
 from service.settings import Settings
+from tests.service.gateways import PNG, photograph
 from tests.service.processes import foveal, serving
-from tests.service.routes.conftest import PNG, photograph
 
 
 def test_serve_says_where_it_listens_and_answers(bundle: Bundle, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from service.images import View
 from service.models import Model, Models
 from service.settings import Settings
 from tests.bundles import make_bundle
-from tests.service.routes.conftest import photograph
+from tests.service.gateways import photograph
 
 Use = Callable[[Models], Coroutine[Any, Any, None]]
 

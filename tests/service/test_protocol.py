@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from service.bundle import Bundle
+from tests.service.gateways import assert_problem
 from tests.service.processes import serving
-from tests.service.routes.conftest import assert_problem
 from tests.service.wire import read_all, read_answer
 
 Connect = Callable[[], socket.socket]

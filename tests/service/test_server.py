@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 
 from service.bundle import Bundle
+from tests.service.gateways import photograph
 from tests.service.processes import serving
-from tests.service.routes.conftest import photograph
 from tests.service.wire import read_all, read_answer
 
 

@@ -10,9 +10,9 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.bundle import Bundle
-from tests.redis_servers import RedisServer, redis8, redis8_session  # noqa: F401
+from tests.redis_servers import RedisServer
+from tests.service.gateways import PNG, photograph
 from tests.service.processes import Serving, foveal, serving
-from tests.service.routes.conftest import PNG, photograph
 
 
 def children(pid: int) -> set[int]:
@@ -46,7 +46,7 @@ def counted(server: Serving) -> float:
 
 def test_workers_share_port_metrics_and_end_and_the_dead_are_replaced(
     bundle: Bundle,
-    redis8: RedisServer,  # noqa: F811
+    redis8: RedisServer,
 ) -> None:
     shared = {"FOVEAL_REDIS_URL": redis8.url, "FOVEAL_INDEX": "redis", "FOVEAL_THREADS": "1"}
     with serving("--workers", 2, "--model", bundle.path, **shared) as server:
@@ -72,7 +72,7 @@ def test_workers_share_port_metrics_and_end_and_the_dead_are_replaced(
 
 def test_workers_do_not_outlive_their_parent(
     bundle: Bundle,
-    redis8: RedisServer,  # noqa: F811
+    redis8: RedisServer,
     tmp_path: Path,
 ) -> None:
     shared = {"FOVEAL_REDIS_URL": redis8.url, "FOVEAL_INDEX": "redis", "FOVEAL_THREADS": "1"}
@@ -87,7 +87,7 @@ def test_workers_do_not_outlive_their_parent(
 
 def test_what_keeps_workers_from_starting_is_told_once(
     tmp_path: Path,
-    redis8: RedisServer,  # noqa: F811
+    redis8: RedisServer,
 ) -> None:
     ended = foveal(
         "serve",

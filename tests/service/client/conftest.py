@@ -9,11 +9,8 @@ import httpx
 import pytest
 
 from service.client import AsyncFoveal, Foveal
-from tests.service.routes import conftest as routes
 
 Connect = Callable[..., Any]
-
-serve, client = routes.serve, routes.client
 
 
 class Awaited:

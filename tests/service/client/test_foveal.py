@@ -23,7 +23,7 @@ from service.client import (
 from service.client.many import Batching
 from tests.bundles import DIM, HEADS
 from tests.service.client.conftest import Connect
-from tests.service.routes.conftest import PNG, Serve, photograph
+from tests.service.gateways import PNG, Serve, photograph
 
 BROKEN = photograph()[:200]
 

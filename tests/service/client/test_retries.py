@@ -58,7 +58,7 @@ class Script:
                 self.end_headers()
                 self.wfile.write(body)
 
-            do_GET = do_POST = answer  # noqa: N815
+            do_GET = do_POST = answer  # noqa: N815 - the names are http.server's
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -13,9 +13,7 @@ from service.bundle import DEFAULT, GRAPH, Bundle, BundleError
 from service.engines.base import EngineUnavailable
 from service.engines.onnx import Graph, OnnxEngine, pad, providers, tensorrt
 from tests.bundles import DIM, HEADS, PATCH, graph, make_bundle, weights
-from tests.service.engines.photographs import cosines, photographs
-
-OUTPUTS = ("embedding", "patches", "attention")
+from tests.service.engines.batches import OUTPUTS, cosines, images, photographs
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +27,6 @@ async def engine(bundle: Bundle) -> AsyncIterator[OnnxEngine]:
     await engine.warm_up()
     yield engine
     await engine.close()
-
-
-def images(batch: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (batch, height, width, 3), np.uint8)
 
 
 def reference(batch: np.ndarray) -> dict[str, np.ndarray]:

@@ -14,9 +14,7 @@ from service.engines.base import EngineUnavailable, Outputs
 from service.engines.onnx import OnnxEngine
 from service.engines.openvino import OpenVinoEngine
 from tests.bundles import graph
-from tests.service.engines.photographs import cosines, photographs
-
-OUTPUTS = ("embedding", "patches", "attention")
+from tests.service.engines.batches import OUTPUTS, cosines, images, photographs
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +28,6 @@ async def engine(bundle: Bundle) -> AsyncIterator[OpenVinoEngine]:
     await engine.warm_up()
     yield engine
     await engine.close()
-
-
-def images(batch: int, height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (batch, height, width, 3), np.uint8)
 
 
 def assert_close(some: Outputs, others: Outputs, atol: float) -> None:

@@ -9,7 +9,7 @@ import pytest
 from service.guards import limiters
 from service.guards.limiters import LocalLimiter, SharedLimiter
 from service.guards.rates import Rate
-from tests.redis_servers import RedisServer, redis_server  # noqa: F401
+from tests.redis_servers import RedisServer
 
 
 class Clock:
@@ -75,7 +75,7 @@ async def test_callers_have_buckets_of_their_own_and_many_take_bounded_memory(
     assert len(limiter) == 100
 
 
-async def test_gateways_share_one_bucket_in_redis(redis_server: RedisServer) -> None:  # noqa: F811
+async def test_gateways_share_one_bucket_in_redis(redis_server: RedisServer) -> None:
     rate = Rate(20, 3600)
     gateways = [SharedLimiter(rate, redis_server.url, 5) for _ in range(2)]
     takes = [gateway.take("alice", 1) for gateway in gateways for _ in range(20)]
@@ -92,7 +92,7 @@ async def test_gateways_share_one_bucket_in_redis(redis_server: RedisServer) -> 
 
 
 async def test_a_bucket_is_forgotten_by_redis_once_it_is_full(
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
 ) -> None:
     limiter = SharedLimiter(Rate(10, 1), redis_server.url, 5)
     await limiter.take("alice", 1)
@@ -102,7 +102,7 @@ async def test_a_bucket_is_forgotten_by_redis_once_it_is_full(
 
 
 async def test_without_redis_each_gateway_limits_alone(
-    redis_server: RedisServer,  # noqa: F811
+    redis_server: RedisServer,
 ) -> None:
     limiter = SharedLimiter(Rate(5, 3600), redis_server.url, 0.1)
     redis_server.freeze()

@@ -9,8 +9,8 @@ import pytest
 
 from service.guards.keys import make
 from service.guards.middleware import _network
-from tests.redis_servers import RedisServer, redis_server  # noqa: F401
-from tests.service.routes.conftest import PNG, Serve, assert_problem, photograph, serve  # noqa: F401
+from tests.redis_servers import RedisServer
+from tests.service.gateways import PNG, Serve, assert_problem, photograph
 
 READ, WRITE = (make(scope, scope) for scope in ("read", "write"))
 
@@ -23,7 +23,7 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(serve: Serve, keys_file: Path) -> Iterator[httpx.Client]:  # noqa: F811
+def client(serve: Serve, keys_file: Path) -> Iterator[httpx.Client]:
     with serve(keys_file=keys_file) as started:
         yield started
 
@@ -91,14 +91,14 @@ def test_refusals_speak_the_protocol_of_their_route(client: httpx.Client) -> Non
     assert "API key" in client.get("/v2/models/tiny").json()["error"]
 
 
-def test_metrics_can_need_a_key_too(serve: Serve, keys_file: Path) -> None:  # noqa: F811
+def test_metrics_can_need_a_key_too(serve: Serve, keys_file: Path) -> None:
     with serve(keys_file=keys_file, open_metrics=False) as client:
         assert client.get("/metrics").status_code == 401
         assert client.get("/metrics", headers=bearer(READ[0])).status_code == 200
         assert client.get("/livez").status_code == 200
 
 
-def test_a_caller_over_its_rate_is_told_when_to_come_back(serve: Serve) -> None:  # noqa: F811
+def test_a_caller_over_its_rate_is_told_when_to_come_back(serve: Serve) -> None:
     photo = photograph()
     with serve(rate_limit="3/h") as client:
         first = client.post("/embed", content=photo, headers=PNG)
@@ -116,7 +116,7 @@ def test_a_caller_over_its_rate_is_told_when_to_come_back(serve: Serve) -> None:
         assert client.get("/livez").status_code == 200
 
 
-def test_each_key_has_a_rate_of_its_own(serve: Serve, keys_file: Path) -> None:  # noqa: F811
+def test_each_key_has_a_rate_of_its_own(serve: Serve, keys_file: Path) -> None:
     with serve(keys_file=keys_file, rate_limit="1/h") as client:
         for secret in (READ[0], WRITE[0]):
             put = "/collections/rates/items/a" if secret is WRITE[0] else "/v1/models"
@@ -129,8 +129,8 @@ def test_each_key_has_a_rate_of_its_own(serve: Serve, keys_file: Path) -> None: 
 
 
 def test_two_gateways_hold_one_rate_through_redis(
-    serve: Serve,  # noqa: F811
-    redis_server: RedisServer,  # noqa: F811
+    serve: Serve,
+    redis_server: RedisServer,
 ) -> None:
     photo = photograph()
     with ExitStack() as stack:
@@ -145,7 +145,7 @@ def test_two_gateways_hold_one_rate_through_redis(
 
 
 def test_browsers_of_other_sites_are_let_in_only_where_named(
-    serve: Serve,  # noqa: F811
+    serve: Serve,
     client: httpx.Client,
     keys_file: Path,
 ) -> None:

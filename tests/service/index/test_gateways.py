@@ -12,7 +12,7 @@ from service.app import create_app
 from service.bundle import Bundle
 from service.settings import Settings
 from tests.redis_servers import RedisServer
-from tests.service.routes.conftest import PNG, assert_problem, photograph, serving
+from tests.service.gateways import PNG, assert_problem, photograph, serving
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from service.bundle import Bundle
-from tests.service.routes.conftest import PNG, assert_problem, photograph
+from tests.service.gateways import PNG, assert_problem, photograph
 
 
 def ask(client: httpx.Client, query: str = "", photo: bytes | None = None) -> httpx.Response:

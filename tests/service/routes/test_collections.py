@@ -9,7 +9,7 @@ from service.app import create_app
 from service.bundle import Bundle
 from service.settings import Settings
 from tests.bundles import make_bundle
-from tests.service.routes.conftest import PNG, Serve, assert_problem, b64, photograph, serving
+from tests.service.gateways import PNG, Serve, assert_problem, b64, photograph, serving
 
 
 @pytest.fixture

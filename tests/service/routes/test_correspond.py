@@ -6,7 +6,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from service.bundle import Bundle
-from tests.service.routes.conftest import PNG, assert_problem, b64, photograph
+from tests.service.gateways import PNG, assert_problem, b64, photograph
 
 NPY = "application/x-npy"
 

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.routes.conftest import b64, photograph
+from tests.service.gateways import b64, photograph
 
 IMAGE_ROUTES = ["/embed", "/attention", "/correspond", "/similar"]
 

@@ -8,7 +8,7 @@ import pytest
 from service.bundle import Bundle
 from service.images import Limits, View, prepare
 from tests.bundles import weights
-from tests.service.routes.conftest import PNG, Serve, assert_problem, photograph
+from tests.service.gateways import PNG, Serve, assert_problem, photograph
 
 NPY = "application/x-npy"
 

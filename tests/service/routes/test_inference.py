@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from service.bundle import Bundle
 from service.images import Limits, View, prepare
-from tests.service.routes.conftest import Serve, photograph
+from tests.service.gateways import Serve, photograph
 from tests.service.routes.test_embed import by_hand
 
 SHAPES = {"embedding": (16,), "patches": (8, 8, 16), "attention": (2, 8, 8)}

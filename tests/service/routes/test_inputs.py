@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.data import dataset
-from tests.service.routes.conftest import PNG, Serve, assert_problem, b64, photograph
+from tests.service.gateways import PNG, Serve, assert_problem, b64, photograph
 
 
 def embeddings(answer: httpx.Response) -> list:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from service.bundle import Bundle
-from tests.service.routes.conftest import PNG, Serve, b64, photograph
+from tests.service.gateways import PNG, Serve, b64, photograph
 
 
 def uri(data: bytes) -> str:

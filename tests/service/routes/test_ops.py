@@ -5,7 +5,7 @@ import httpx
 from service.app import create_app
 from service.bundle import Bundle
 from service.settings import Settings
-from tests.service.routes.conftest import PNG, assert_problem, photograph
+from tests.service.gateways import PNG, assert_problem, photograph
 
 
 def test_a_started_server_is_alive_and_ready(client: httpx.Client, bundle: Bundle) -> None:

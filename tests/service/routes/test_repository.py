@@ -18,7 +18,7 @@ from service.app import create_app
 from service.bundle import GRAPH, Bundle
 from service.settings import Settings
 from tests.bundles import make_bundle
-from tests.service.routes.conftest import PNG, Serve, photograph, serving
+from tests.service.gateways import PNG, Serve, photograph, serving
 
 
 @dataclass

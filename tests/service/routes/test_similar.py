@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tests.service.routes.conftest import PNG, Serve, assert_problem, b64, photograph
+from tests.service.gateways import PNG, Serve, assert_problem, b64, photograph
 
 
 @pytest.fixture(scope="module")

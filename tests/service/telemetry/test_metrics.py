@@ -1,14 +1,17 @@
 """The metrics of a whole gateway, read as Prometheus reads them."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.bundle import Bundle
-from service.telemetry.metrics import SECONDS
-from tests.service.routes.conftest import PNG, Serve, photograph, serve  # noqa: F401
+from service.telemetry.metrics import MULTIPROCESS, SECONDS, exposition
+from tests.service.gateways import PNG, Serve, photograph
 
 NAMES = {
     "http_server_request_duration_seconds": "histogram",
@@ -25,7 +28,7 @@ HTTP = "http_server_request_duration_seconds_count"
 
 
 @pytest.fixture
-def client(serve: Serve) -> Iterator[httpx.Client]:  # noqa: F811
+def client(serve: Serve) -> Iterator[httpx.Client]:
     with serve() as started:
         yield started
 
@@ -103,7 +106,7 @@ def test_images_are_counted_on_their_way_through(client: httpx.Client) -> None:
     assert after["foveal_queue_depth",] == 0
 
 
-def test_what_is_refused_is_counted_by_reason(serve: Serve) -> None:  # noqa: F811
+def test_what_is_refused_is_counted_by_reason(serve: Serve) -> None:
     with serve(max_queue=1) as client:
         before = scrape(client)
         files = [("images", photograph(seed)) for seed in range(2, 10)]
@@ -111,3 +114,13 @@ def test_what_is_refused_is_counted_by_reason(serve: Serve) -> None:  # noqa: F8
         refused = sum(entry.get("error", {}).get("status") == 503 for entry in answer["embeddings"])
         assert refused
         assert grown(before, scrape(client), "foveal_requests_shed_total") == {("full",): refused}
+
+
+def test_a_scrape_while_a_worker_starts_leaves_that_worker_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MULTIPROCESS, str(tmp_path))
+    code = "from service.telemetry.metrics import CACHE; CACHE.labels('hit').inc(3)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    (tmp_path / "counter_7.db").touch()  # made, and not yet filled
+    assert b'foveal_cache_requests_total{result="hit"} 3.0' in exposition([])

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.service.routes.conftest import PNG, Serve, photograph, serve  # noqa: F401
+from tests.service.gateways import PNG, Serve, photograph
 
 
 @pytest.fixture(scope="module")
-def client(serve: Serve) -> Iterator[httpx.Client]:  # noqa: F811
+def client(serve: Serve) -> Iterator[httpx.Client]:
     with serve(access_log=True) as started:
         yield started
 
@@ -65,7 +65,7 @@ def test_a_line_a_request_names_it_and_its_outcome(
 
 
 def test_without_an_access_log_nothing_is_told(
-    serve: Serve,  # noqa: F811
+    serve: Serve,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with serve() as client, caplog.at_level(logging.INFO, "foveal.access"):
@@ -74,7 +74,7 @@ def test_without_an_access_log_nothing_is_told(
 
 
 def test_a_defect_is_told_once_with_its_id_and_keeps_nothing_from_the_next_request(
-    serve: Serve,  # noqa: F811
+    serve: Serve,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

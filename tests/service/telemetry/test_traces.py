@@ -19,7 +19,7 @@ from service.bundle import Bundle
 from service.settings import Settings
 from service.telemetry.traces import Traces
 from tests.service import processes
-from tests.service.routes.conftest import PNG, photograph, serving
+from tests.service.gateways import PNG, photograph, serving
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

@@ -6,19 +6,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import pytest
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image
-
-from service.app import create_app
-from service.bundle import Bundle
-from service.settings import Settings
 
 Serve = Callable[..., Any]
 PNG = {"Content-Type": "image/png"}
@@ -53,23 +47,6 @@ def serving(app: FastAPI) -> Iterator[httpx.Client]:
     finally:
         server.should_exit = True
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def serve(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Serve:
-    """Serve the tiny bundle with the given settings and an empty index: a context manager."""
-
-    def start(**settings: Any) -> Any:
-        data: Path = tmp_path_factory.mktemp("data")
-        return serving(create_app(Settings(model=bundle.path, data=data, threads=2, **settings)))
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def client(serve: Serve) -> Iterator[httpx.Client]:
-    with serve() as started:
-        yield started
 
 
 def assert_problem(answer: httpx.Response, status: int, code: str, *words: str) -> dict[str, Any]:

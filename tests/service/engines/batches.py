@@ -1,4 +1,4 @@
-"""Real photographs as the default model takes them in."""
+"""Batches for engines: random pixels, and photographs as the default model takes them in."""
 
 from functools import cache
 
@@ -8,7 +8,12 @@ from service.bundle import DEFAULT, Bundle
 from service.images import Limits, View, prepare
 from tests.data import dataset
 
+OUTPUTS = ("embedding", "patches", "attention")
 LIMITS = Limits(bytes=2**24, pixels=2**24, patches=2**12)
+
+
+def images(batch: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (batch, height, width, 3), np.uint8)
 
 
 @cache

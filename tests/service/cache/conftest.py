@@ -1,3 +1,0 @@
-from tests.redis_servers import redis_server
-
-__all__ = ["redis_server"]
