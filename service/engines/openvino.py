@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import queue
 import sys
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -36,8 +36,7 @@ class OpenVinoEngine(ThreadedEngine):
     """
 
     def __init__(self, bundle: Bundle, threads: int, precision: str = "fp32") -> None:
-        openvino = _openvino()
-        core = openvino.Core()
+        core = _core()
         try:
             model = core.read_model(bundle.graph)
             check_signature(bundle, _nodes(model.inputs), _nodes(model.outputs))
@@ -124,11 +123,18 @@ class _Graph:
             self._idle.put(request)
 
 
-def _openvino() -> ModuleType:
+@functools.cache
+def _core() -> Any:
+    """The one core of the process.
+
+    Its plugin gives the thread that loads it a stack for signal handlers, and takes away what is
+    there as it is unloaded. With a core for each engine, the first signal after one of two engines
+    had gone ended the process.
+    """
     # OpenVINO reports each import to its makers over the network if it finds this package.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
-        return importlib.import_module("openvino")
+        return importlib.import_module("openvino").Core()
     except ModuleNotFoundError:
         raise EngineUnavailable(
             "OpenVINO is not installed: pip install 'foveal[openvino]', or take another engine"

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from service.bundle import DEFAULT, GRAPH, Bundle, BundleError
-from service.engines.base import EngineUnavailable, Outputs
+from service.engines.base import Outputs
 from service.engines.onnx import OnnxEngine
 from service.engines.openvino import OpenVinoEngine
 from tests.bundles import graph
@@ -119,12 +119,25 @@ def test_a_file_that_is_no_graph_is_refused(bundle: Bundle, tmp_path: Path) -> N
         OpenVinoEngine(Bundle(path=tmp_path, manifest=bundle.manifest), threads=1)
 
 
-def test_where_it_is_not_installed_the_extra_is_named(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(EngineUnavailable, match=r"pip install 'foveal\[openvino\]'"):
-        OpenVinoEngine(bundle, threads=1)
+NOT_INSTALLED = """
+import sys
+from pathlib import Path
+sys.modules["openvino"] = None
+from service.bundle import Bundle
+from service.engines.base import EngineUnavailable
+from service.engines.openvino import OpenVinoEngine
+
+try:
+    OpenVinoEngine(Bundle.load(Path(sys.argv[1])), threads=1)
+except EngineUnavailable as error:
+    print(error)
+"""
+
+
+def test_where_it_is_not_installed_the_extra_is_named(bundle: Bundle) -> None:
+    command = [sys.executable, "-c", NOT_INSTALLED, bundle.path]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "pip install 'foveal[openvino]'" in said
 
 
 def test_memory_does_not_grow_with_the_shapes_seen(bundle: Bundle) -> None:
@@ -173,3 +186,27 @@ print(json.dumps([seen, [name for name in reporting if name.startswith("openvino
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout) == [[], []]
+
+
+SIGNALLED = """
+import gc, os, signal, sys
+from pathlib import Path
+from service.bundle import Bundle
+from service.engines.openvino import OpenVinoEngine
+
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+bundle = Bundle.load(Path(sys.argv[1]))
+first, second = OpenVinoEngine(bundle, threads=1), OpenVinoEngine(bundle, threads=1)
+del first
+gc.collect()
+del second
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+print(len(heard))
+"""
+
+
+def test_a_signal_is_heard_after_engines_have_come_and_gone(bundle: Bundle) -> None:
+    command = [sys.executable, "-c", SIGNALLED, bundle.path]
+    assert subprocess.run(command, check=True, capture_output=True).stdout == b"1\n"
