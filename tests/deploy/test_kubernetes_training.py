@@ -1,0 +1,111 @@
+"""The Jobs of the training overlays: their own commands, run as two nodes on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data import ROOT
+from tests.deploy.manifests import Manifest, one, pod
+from tests.redis_servers import free_port
+
+NODES = 2
+SMALL = {
+    "name": "small",
+    "epochs": 1,
+    "batch_size": 8,
+    "model": {"architecture": "vit_nano", "patch_size": 8},
+    "crops": {"global_size": 32, "local_size": 16, "local_count": 1},
+    "head": {"prototypes": 32, "hidden": 32, "bottleneck": 16},
+}
+
+
+def container(name: str) -> Manifest:
+    (found,) = pod(one(name, "Job", "foveal-train"))["containers"]
+    return dict(found)
+
+
+def command(name: str, node: int, port: int, arguments: list[str]) -> list[str]:
+    """What the container runs, with its variables expanded, on CPUs and on the loopback."""
+    variables = {v["name"]: v["value"] for v in container(name).get("env", [])}
+    variables["JOB_COMPLETION_INDEX"] = str(node)  # the Job sets it
+    if "MASTER_ADDR" in variables:
+        assert variables["MASTER_ADDR"] == "foveal-train-0.foveal-train"
+        variables["MASTER_ADDR"] = "127.0.0.1"
+    words = list(container(name)["command"])
+    for variable, value in variables.items():
+        words = [word.replace(f"$({variable})", value) for word in words]
+    assert not any("$(" in word for word in words)
+    instead = {
+        "--nproc-per-node=gpu": "--nproc-per-node=1",
+        "--master-port=29500": f"--master-port={port}",
+    }
+    words = [instead.get(word, word) for word in words]
+    return [str(Path(sys.executable).with_name(words[0])), *words[1:], *arguments]
+
+
+@pytest.mark.parametrize(("name", "nodes"), [("training", 1), ("training-nodes", NODES)])
+def test_the_jobs_own_command_trains(name: str, nodes: int, tmp_path: Path) -> None:
+    recipe = tmp_path / "small.yaml"
+    images = np.random.default_rng(0).integers(0, 256, (24, 40, 40, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", train_x=images)
+    recipe.write_text(json.dumps(SMALL | {"data": str(tmp_path / "images.npz")}))
+    arguments = ["run", str(recipe), f"--out={tmp_path / 'run'}", "--device=cpu", "--workers=0"]
+    port = free_port()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            command(name, node, port, arguments),
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(nodes)
+    ]
+    ends = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0] * nodes, ends
+    # The first process, which is of the node with index 0, says where the checkpoint lies.
+    assert [str(tmp_path / "run" / "last.pt") in out for out, _ in ends] == [
+        node == 0 for node in range(nodes)
+    ]
+
+
+@pytest.mark.parametrize("name", ["training", "training-nodes"])
+def test_the_arguments_name_a_recipe_in_the_box_and_the_volumes(name: str) -> None:
+    run, recipe, out, data = container(name)["args"]
+    assert run == "run"
+    explain = [sys.executable, "-m", "training.cli", "explain", recipe, data]
+    assert subprocess.run(explain, cwd=ROOT, capture_output=True, check=False).returncode == 0
+    mounts = {m["mountPath"]: m.get("readOnly", False) for m in container(name)["volumeMounts"]}
+    assert mounts[f"/{Path(out.partition('=')[2]).parts[1]}"] is False
+    assert mounts[f"/{Path(data.partition('=')[2]).parts[1]}"] is True
+    assert mounts["/dev/shm"] is False  # noqa: S108
+
+
+def test_every_node_has_an_index_and_a_machine_of_its_own() -> None:
+    job = one("training-nodes", "Job", "foveal-train")["spec"]
+    assert job["completionMode"] == "Indexed"
+    assert job["completions"] == job["parallelism"] == NODES
+    assert {"name": "NODES", "value": str(NODES)} in container("training-nodes")["env"]
+    (spread,) = pod(one("training-nodes", "Job", "foveal-train"))["topologySpreadConstraints"]
+    assert spread["whenUnsatisfiable"] == "DoNotSchedule"
+    service = one("training-nodes", "Service", "foveal-train")["spec"]
+    assert service["clusterIP"] == "None"
+    assert service["publishNotReadyAddresses"] is True
+
+
+@pytest.mark.parametrize("name", ["training", "training-nodes"])
+def test_a_pod_that_the_cluster_takes_away_is_no_failure(name: str) -> None:
+    job = one(name, "Job", "foveal-train")["spec"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["action"] == "Ignore"
+    assert rule["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    spec = job["template"]["spec"]
+    assert spec["restartPolicy"] == "Never"  # which podFailurePolicy asks for
+    assert spec["terminationGracePeriodSeconds"] >= 120  # a step and a checkpoint

@@ -1,0 +1,75 @@
+"""What the manifests say of Triton, asked of a real tritonserver; its backend is a stand-in."""
+
+import subprocess
+
+import httpx
+import pytest
+
+from service.engines.triton_servers import FIND_PAUSE
+from tests.deploy.manifests import (
+    Manifest,
+    containers,
+    environment,
+    one,
+    pod,
+    port_number,
+    workload,
+)
+from tests.triton_servers import TritonServer, triton
+
+__all__ = ["triton"]
+
+# tritonserver's own, as its --help has them.
+PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
+
+
+def server() -> Manifest:
+    (found,) = pod(workload("gpu", "foveal-triton"))["containers"]
+    return dict(found)
+
+
+def option(triton: TritonServer, name: str) -> str:
+    command = triton._command
+    return command[command.index(name) + 1]
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
+def test_every_probe_asks_what_the_real_server_answers(triton: TritonServer, probe: str) -> None:
+    http = option(triton, "--http-port")
+    answer = httpx.get(f"http://127.0.0.1:{http}{server()[probe]['httpGet']['path']}")
+    assert answer.status_code == 200
+
+
+def test_the_real_server_knows_every_argument(triton: TritonServer) -> None:
+    name, *arguments = server()["args"]
+    assert name == "tritonserver"
+    known = subprocess.run(
+        [triton._command[0], "--help"], env=triton._env, capture_output=True, text=True, check=False
+    )
+    for argument in arguments:
+        assert argument.partition("=")[0] in known.stdout + known.stderr
+
+
+def test_the_gateway_asks_for_grpc_at_the_service_that_names_every_server() -> None:
+    host, port = environment("gpu")["FOVEAL_TRITON_URLS"].split(":")
+    service = one("gpu", "Service", host)["spec"]
+    assert service["clusterIP"] == "None"  # an address of its own would lead to one server only
+    assert [p["port"] for p in service["ports"] if p["name"] == "grpc"] == [int(port)]
+
+
+def test_the_ports_are_the_servers_own() -> None:
+    found = workload("gpu", "foveal-triton")
+    assert {name: port_number(found, name) for name in PORTS} == PORTS
+
+
+def test_a_server_that_leaves_answers_until_every_gateway_knows() -> None:
+    assert server()["lifecycle"]["preStop"]["sleep"]["seconds"] >= 2 * FIND_PAUSE
+
+
+def test_the_models_are_copied_to_where_the_server_looks() -> None:
+    copy, run = containers(workload("gpu", "foveal-triton"))
+    (copied,), (found,) = (
+        [m for m in container["volumeMounts"] if m["name"] == "models"] for container in (copy, run)
+    )
+    assert copy["command"] == ["cp", "-r", "/models/.", copied["mountPath"]]
+    assert f"--model-repository={found['mountPath']}" in run["args"]
