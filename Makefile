@@ -55,6 +55,7 @@ gpu-tests: $(VENV)/.gpu
 
 gpu-bench: $(VENV)/.gpu
 	OUT=$(OUT) $(BIN)/python -m benchmarks.training.gpu
+	OUT=$(OUT) $(BIN)/python -m benchmarks.serving.gpu
 
 gpu-train: $(VENV)/.gpu
 	timeout $(LIMIT) $(BIN)/python -m training.cli run imagenette-vitt8-gpu --out $(RUN) \

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -29,8 +29,13 @@ from training.models.shapes import some
 from training.progress import progress
 from training.stopping import Stopped
 
+if TYPE_CHECKING:
+    from training.export.tensorrt import Builder
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 console = Console(stderr=True)
+
+PLANS = Path("~/.cache/foveal/plans")
 
 CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint that `run` wrote.")]
 Size = Annotated[
@@ -128,44 +133,43 @@ def evaluate(
 
 @app.command()
 def export(
-    checkpoint: CheckpointPath,
-    out: Annotated[Path, typer.Option(help="Folder of the bundle.")],
-    data: Data,
-    licence: Annotated[str, typer.Option(help="Of the weights; the data may decide it.")],
+    source: Annotated[Path, typer.Argument(help="A checkpoint that `run` wrote, or a bundle.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the bundle that is made of a checkpoint.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="As of `evaluate`: a checkpoint and a plan are measured.")
+    ] = None,
+    licence: Annotated[
+        str | None, typer.Option(help="Of a checkpoint's weights; the data may decide it.")
+    ] = None,
     size: Size = 128,
     note: Annotated[str, typer.Option(help="What else the card should say of the run.")] = "",
+    triton: Annotated[
+        Path | None, typer.Option(help="Triton's model repository, which the bundle is added to.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Add a TensorRT plan for the GPU of this machine.")
+    ] = False,
 ) -> None:
-    """Write a bundle, with its k-NN accuracy measured beside the floors."""
-    trained = load_trained(checkpoint)
-    recipe = trained.recipe
-    spec = input_spec(trained.backbone, size, recipe.pixels.mean, recipe.pixels.std)
-    assessment = Assessment(recipe, data, size, k=20)
-    name = Path(data).name
-    command = f"foveal-train evaluate CHECKPOINT --data {name} --size {size}"
-    evaluation = [
-        Evaluation(
-            name="20-NN top-1, %" + (f", {instead}" if instead else ""),
-            value=round(_measure(assessment, trained, instead), 2),
-            command=command + (f" --instead {instead}" if instead else ""),
-        )
-        for instead in (None, *Floor)
-    ]
-    bundle = write_bundle(
-        out,
-        trained.backbone,
-        name=recipe.name,
-        architecture=recipe.model.architecture,
-        spec=spec,
-        training={
-            "data": name,
-            "steps": trained.step,
-            "recipe": recipe.model_dump(mode="json", exclude={"data": True, "evaluation": True}),
-            **({"note": note} if note else {}),
-        },
-        evaluation=tuple(evaluation),
-        licence=licence,
-    )
-    _describe(_with_precisions(bundle, assessment.validation, name))
+    """Write a bundle, with its k-NN accuracy measured beside the floors, or serve one by Triton."""
+    if plan and not (triton and data):
+        raise typer.BadParameter("name --triton and --data with it", param_hint="--plan")
+    builder = _tensorrt() if plan else None
+    if source.is_dir():
+        if triton is None:
+            raise typer.BadParameter(f"{source} is a bundle; where to?", param_hint="--triton")
+        bundle = Bundle.load(source)
+    else:
+        if not (out and data and licence):
+            raise typer.BadParameter(
+                "a checkpoint becomes a bundle with --out, --data and --licence",
+                param_hint="SOURCE",
+            )
+        bundle = _bundle_of(source, out, data, licence, size, note)
+    if triton is not None:
+        bundle = _to_triton(bundle, triton, builder, data)
+    _describe(bundle)
 
 
 @app.command()
@@ -211,6 +215,64 @@ def import_(
     if left_over := bundle.manifest.training["left_over"]:
         typer.echo(f"left over, not needed: {some(left_over)}")
     _describe(bundle)
+
+
+def _bundle_of(
+    checkpoint: Path, out: Path, data: str, licence: str, size: int, note: str
+) -> Bundle:
+    trained = load_trained(checkpoint)
+    recipe = trained.recipe
+    spec = input_spec(trained.backbone, size, recipe.pixels.mean, recipe.pixels.std)
+    assessment = Assessment(recipe, data, size, k=20)
+    name = Path(data).name
+    command = f"foveal-train evaluate CHECKPOINT --data {name} --size {size}"
+    evaluation = [
+        Evaluation(
+            name="20-NN top-1, %" + (f", {instead}" if instead else ""),
+            value=round(_measure(assessment, trained, instead), 2),
+            command=command + (f" --instead {instead}" if instead else ""),
+        )
+        for instead in (None, *Floor)
+    ]
+    bundle = write_bundle(
+        out,
+        trained.backbone,
+        name=recipe.name,
+        architecture=recipe.model.architecture,
+        spec=spec,
+        training={
+            "data": name,
+            "steps": trained.step,
+            "recipe": recipe.model_dump(mode="json", exclude={"data": True, "evaluation": True}),
+            **({"note": note} if note else {}),
+        },
+        evaluation=tuple(evaluation),
+        licence=licence,
+    )
+    return _with_precisions(bundle, assessment.validation, name)
+
+
+def _tensorrt() -> Builder:
+    from training.export.tensorrt import TensorRT
+
+    return TensorRT()
+
+
+def _to_triton(
+    bundle: Bundle, repository: Path, builder: Builder | None, data: str | None
+) -> Bundle:
+    """Add a bundle to a repository, with a plan where something builds one."""
+    from training.export.tensorrt import faithful_plan
+    from training.export.triton import write_repository
+
+    plan = None
+    if builder is not None and data is not None:
+        source = open_source(splits(data)[1])
+        command = f"foveal-train export BUNDLE --triton REPOSITORY --plan --data {Path(data).name}"
+        bundle, plan = faithful_plan(bundle, builder, PLANS.expanduser(), source, command)
+    version = write_repository(bundle, repository, plan)
+    typer.echo(f"{repository / bundle.manifest.name}  version {version}")
+    return bundle
 
 
 def _obtain(source: str, cache: Path, checksum: str | None) -> Path:
