@@ -10,8 +10,8 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.engines.base import Engine, Outputs
-from service.errors import DeadlineExceeded, Overloaded
+from service.errors import DeadlineExceeded, InvalidOption, Overloaded
 from service.run_time import RunTime
 from service.telemetry import metrics
 from service.telemetry.record import note
@@ -83,9 +83,9 @@ class Batcher:
         max_queue: The most images that wait; runs in flight are not counted.
 
     Attributes:
-        expected: How many images are being decoded, to be submitted soon; kept by who decodes.
+        expected: How many images were admitted to be decoded, and are not submitted yet.
         batches: How many runs of each batch size were started.
-        shed: How many images were refused, by reason: `closed`, `full` or `late`.
+        shed: How many images were refused, by reason: `closed`, `gone`, `full` or `late`.
     """
 
     def __init__(self, engine: Engine, max_queue: int) -> None:
@@ -123,24 +123,53 @@ class Batcher:
         while self._runs:
             await asyncio.wait(self._runs)
 
-    async def submit(self, image: Image, outputs: tuple[str, ...], deadline: float) -> Outputs:
+    @contextmanager
+    def expecting(self, size: int, deadline: float) -> Iterator[None]:
+        """Admit an image that will be submitted once it is decoded; it counts as one that waits.
+
+        Args:
+            size: What it will have, in bytes.
+            deadline: When its answer is of no more use, in the event loop's time.
+
+        Raises:
+            Overloaded: As `admit` does.
+        """
+        self.admit(size, deadline, ahead=self.expected)
+        self.expected += 1
+        metrics.QUEUE_DEPTH.inc()
+        try:
+            yield
+        finally:
+            self.expected -= 1
+            metrics.QUEUE_DEPTH.dec()
+
+    async def submit(
+        self,
+        image: Image,
+        outputs: tuple[str, ...],
+        deadline: float,
+        waited: float = 0.0,
+    ) -> Outputs:
         """Run one image, uint8 [height, width, 3], in whatever batch it fits.
 
         Args:
             image: Stays unchanged until the answer is there.
             outputs: Names of the outputs wanted.
             deadline: When the answer is of no more use, in the event loop's time.
+            waited: Seconds that it waited already for its turn to be decoded.
 
         Returns:
             The outputs asked for, without a batch axis.
 
         Raises:
-            Overloaded: The queue is full, too slow for the deadline, or not open.
+            Overloaded: The queue is full, too slow for the deadline, or not open, or what runs
+                the model is gone.
             DeadlineExceeded: The answer was not there by `deadline`.
             Exception: Whatever the engine raised for this image alone.
         """
         self.admit(image.size, deadline)
         item = _Item(image, outputs, deadline)
+        item.queued -= waited
         self._enqueue(item)
         # Not at once: what arrives in the same turn of the loop may share the batch.
         asyncio.get_running_loop().call_soon(self._dispatch)
@@ -173,11 +202,15 @@ class Batcher:
             ahead: How many images of this size will be submitted before it.
 
         Raises:
-            Overloaded: The queue is full, too slow for the deadline, or not open.
+            Overloaded: The queue is full, too slow for the deadline, or not open, or what runs
+                the model is gone.
         """
         if not self._open:
             self._count_shed("closed")
             raise Overloaded("The server is starting or draining; try another.", retry_after=1)
+        if not self._engine.ready:
+            self._count_shed("gone")
+            raise Overloaded("What runs the model is gone; try again.", retry_after=1)
         waiting = len(self._waiting) + ahead
         pixels = size * (ahead + 1) + self._pixels
         runs = math.ceil((waiting + 1) / self._engine.max_batch)
@@ -252,10 +285,16 @@ class Batcher:
             outputs = tuple(dict.fromkeys(name for item in batch for name in item.outputs))
             with metrics.INFERENCE_SECONDS.time():
                 lone = not (self.expected or self._waiting or len(self._runs) > 1)
-                arrays = await self._engine.infer(images, outputs, lone=lone)
+                limit = max(item.deadline for item in batch) - loop.time()
+                arrays = await self._engine.infer(images, outputs, lone=lone, limit=limit)
             answers = [
                 {name: arrays[name][row] for name in item.outputs} for row, item in enumerate(batch)
             ]
+        except (Overloaded, DeadlineExceeded, InvalidOption) as error:
+            # No one image is at fault: the halves would fare no better.
+            for item in batch:
+                item.fail(error)
+            return
         except Exception as error:
             if len(batch) == 1:
                 batch[0].fail(error)

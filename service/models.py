@@ -12,7 +12,7 @@ from pathlib import Path
 
 from service.bundle import MANIFEST, Bundle, BundleError, Manifest
 from service.cache import Cache
-from service.engines.base import EngineUnavailable
+from service.engines.base import EngineUnavailable, ServerStatistics
 from service.engines.choose import choose
 from service.errors import InvalidOption, NotFound
 from service.images import View
@@ -124,6 +124,16 @@ class Models:
         names = (manifest.parent.name for manifest in repository.glob(f"*/{MANIFEST}"))
         # A hidden folder is a bundle that is being put in place or taken away.
         return sorted(name for name in names if not name.startswith("."))
+
+    async def statistics(self) -> list[tuple[str, ServerStatistics]]:
+        """What each server that runs a model has counted, with the model's name."""
+        models = list(self)
+        told = await asyncio.gather(*(model.pipeline.statistics() for model in models))
+        return [
+            (model.manifest.name, server)
+            for model, servers in zip(models, told, strict=True)
+            for server in servers
+        ]
 
     async def start(self) -> None:
         """Warm every model up, then accept photographs."""

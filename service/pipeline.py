@@ -8,18 +8,20 @@ import time
 from collections import Counter
 from collections.abc import Coroutine
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 
 from service.batching import Batcher, Image, within
 from service.bundle import Bundle
 from service.cache import Cache
-from service.engines.base import Engine, Outputs
+from service.engines.base import Engine, Outputs, ServerStatistics
 from service.errors import DeadlineExceeded, InvalidOption, Overloaded
 from service.flights import Flight, Flights
 from service.images import Limits, View, prepare
 from service.settings import MEGABYTE, Settings
 from service.telemetry import metrics
 from service.telemetry.record import count_image, note
+from service.turns import Turns
 
 # Looked up once: a hit must cost next to nothing.
 CACHE_COUNTERS = {result: metrics.CACHE.labels(result) for result in ("hit", "miss", "coalesced")}
@@ -58,14 +60,14 @@ class Pipeline:
         self._engine = engine
         self._cache = cache
         self._decoder = decoder
-        # Two engines differ in the last digits, and a hit is to be what its miss would have been.
-        self._numbers = f"{bundle.digest}:{engine.name}:{engine.precision}"
+        self._threads = settings.threads
         self._usual_pixels = 3 * bundle.manifest.input.crop**2
         self._limits = Limits(
             bytes=settings.max_image_bytes,
             pixels=settings.max_pixels,
             patches=settings.max_patches,
         )
+        self._turns = Turns(self._ahead)
         self._open = False
         self._flights = Flights()
 
@@ -73,6 +75,10 @@ class Pipeline:
     def ready(self) -> bool:
         """Whether a photograph would be accepted now."""
         return self._open and self._engine.ready
+
+    async def statistics(self) -> list[ServerStatistics]:
+        """What each server that runs the model has counted; none where it runs in this process."""
+        return await self._engine.statistics()
 
     async def start(self) -> None:
         """Warm the engine up, then accept photographs."""
@@ -163,13 +169,16 @@ class Pipeline:
             FovealError: As `run` does for the photograph, the view and the load.
         """
         self._require_open()
-        return await self._decode(data, view, deadline)
+        with self._expecting(deadline):
+            return await self._decode(data, view)
 
     def _recall(
         self, name: str, data: bytes, view: View, outputs: tuple[str, ...], deadline: float
     ) -> Outputs | Coroutine[None, None, Outputs]:
         size = self._bundle.manifest.input.crop if view.size is None else view.size
-        key = f"{name}:{self._numbers}:{view.fit}:{size}"
+        # Two engines differ in the last digits, and a hit is to be what its miss would have been.
+        numbers = f"{self._bundle.digest}:{self._engine.name}:{self._engine.precision}"
+        key = f"{name}:{numbers}:{view.fit}:{size}"
         keys = {output: f"{key}:{output}" for output in outputs}
         held = self._cache.recall(keys.values())
         known = {output: held[key] for output, key in keys.items() if key in held}
@@ -215,17 +224,25 @@ class Pipeline:
         missing = tuple(name for name in keys if name not in answer)
         self._count("miss" if missing else "hit")
         if missing:
-            started = time.perf_counter()
-            image = await self._decode(data, view, flight.deadline)
-            ended = time.perf_counter()
-            note("decode", started, ended)
-            metrics.PREPROCESS_SECONDS.observe(ended - started)
-            computed = await self._submit(flight, image, missing)
-            for name, array in computed.items():
+            for name, array in (await self._computed(data, view, missing, flight)).items():
                 array.setflags(write=False)
                 self._cache.put(keys[name], array)
-            answer |= computed
+                answer[name] = array
         return answer
+
+    async def _computed(
+        self, data: bytes, view: View, outputs: tuple[str, ...], flight: Flight
+    ) -> Outputs:
+        asked = time.perf_counter()
+        async with AsyncExitStack() as turn:
+            with self._expecting(flight.deadline):
+                await turn.enter_async_context(self._turns)
+                started = time.perf_counter()
+                image = await self._decode(data, view)
+                ended = time.perf_counter()
+            note("decode", started, ended)
+            metrics.PREPROCESS_SECONDS.observe(ended - started)
+            return await self._submit(flight, image, outputs, waited=started - asked)
 
     async def _fetch(self, keys: dict[str, str]) -> Outputs:
         if not self._cache.shared:
@@ -235,11 +252,13 @@ class Pipeline:
         note("cache", started, time.perf_counter())
         return {name: held[key] for name, key in keys.items() if key in held}
 
-    async def _submit(self, flight: Flight, image: Image, outputs: tuple[str, ...]) -> Outputs:
+    async def _submit(
+        self, flight: Flight, image: Image, outputs: tuple[str, ...], waited: float
+    ) -> Outputs:
         while True:
             deadline = flight.deadline
             try:
-                return await self.batcher.submit(image, outputs, deadline)
+                return await self.batcher.submit(image, outputs, deadline, waited)
             except DeadlineExceeded:
                 # Somebody with more time may have joined while the image waited.
                 if flight.deadline <= deadline:
@@ -260,20 +279,23 @@ class Pipeline:
             metrics.SHED.labels("closed").inc()
             raise Overloaded("The server is starting or draining; try another.", retry_after=1)
 
-    def _decode(self, data: bytes, view: View, deadline: float) -> asyncio.Future[Image]:
-        """Decode and fit in the pool, if its answer is to be had in time."""
+    def _ahead(self) -> int:
+        """How many photographs are decoded and not yet answered: enough that no run waits for one.
+
+        The others of a flood wait as the bytes that they came as, and who leaves costs nothing.
+        """
+        return 2 * self._engine.slots * self._engine.max_batch + self._threads
+
+    def _expecting(self, deadline: float) -> AbstractContextManager[None]:
+        """Hold the door open for a photograph that is about to be decoded."""
         # Asked before decoding: in a flood, the work for those who are refused would take the
-        # processor from those who are served, and their pixels would fill the memory.
-        self.batcher.admit(self._usual_pixels, deadline, ahead=self.batcher.expected)
-        image = asyncio.get_running_loop().run_in_executor(
+        # processor from those who are served.
+        return self.batcher.expecting(self._usual_pixels, deadline)
+
+    def _decode(self, data: bytes, view: View) -> asyncio.Future[Image]:
+        return asyncio.get_running_loop().run_in_executor(
             self._decoder, prepare, data, self._bundle.manifest.input, view, self._limits
         )
-        self.batcher.expected += 1
-        image.add_done_callback(self._decoded)
-        return image
-
-    def _decoded(self, _: asyncio.Future[Image]) -> None:
-        self.batcher.expected -= 1
 
 
 def _sha256(data: bytes) -> str:

@@ -52,10 +52,20 @@ class Settings(BaseSettings):
         ge=1,
         description="Processor cores to use for decoding and for the model, in each worker.",
     )
-    engine: Literal["auto", "onnx", "openvino", "tensorrt"] = Field(
+    engine: Literal["auto", "onnx", "openvino", "tensorrt", "triton"] = Field(
         "auto",
         description="What runs the model; tensorrt on an NVIDIA GPU that serves for long: its "
-        "first start takes minutes.",
+        "first start takes minutes. triton where servers of its own run it.",
+    )
+    triton_urls: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Triton servers, host:port of their gRPC, joined by commas: triton:8001. A "
+        "name may lead to several.",
+    )
+    triton_shared_memory: bool = Field(
+        False,
+        description="Hand pixels to Triton in shared memory; on where it runs on this machine and "
+        "shares /dev/shm.",
     )
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
@@ -166,7 +176,22 @@ class Settings(BaseSettings):
             Rate.parse(rate)
         return rate
 
-    @field_validator("cors_origins", "url_allow", mode="before")
+    @field_validator("triton_urls")
+    @classmethod
+    def _are_addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            host, _, port = url.rpartition(":")
+            if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
+                raise ValueError(f"{url!r} is no host:port of a gRPC service, such as triton:8001")
+        return urls
+
+    @model_validator(mode="after")
+    def _urls_for_triton(self) -> Settings:
+        if self.engine == "triton" and not self.triton_urls:
+            raise ValueError("engine: triton needs triton_urls; set it, or use another engine")
+        return self
+
+    @field_validator("cors_origins", "triton_urls", "url_allow", mode="before")
     @classmethod
     def _from_commas(cls, origins: Any) -> Any:
         if isinstance(origins, str):

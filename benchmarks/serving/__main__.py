@@ -21,6 +21,7 @@ from benchmarks.serving.scenarios import open_loop
 from benchmarks.serving.scenarios import overload as overload_
 from benchmarks.serving.scenarios import soak as soak_
 from benchmarks.serving.scenarios import throughput as throughput_
+from benchmarks.serving.scenarios import triton as triton_
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -79,6 +80,12 @@ def faults(seconds: Seconds = 8) -> None:
 
 
 @cli.command()
+def triton(rounds: Rounds = 3, seconds: Seconds = 12) -> None:
+    """The gateway before Triton, beside Triton asked directly."""
+    triton_.triton(rounds, seconds)
+
+
+@cli.command()
 def soak(minutes: Annotated[float, typer.Option(help="How long.")] = 30) -> None:
     """Everything at once for half an hour."""
     soak_.soak(minutes)
@@ -104,6 +111,7 @@ def all_(
         hits(1, 1)
         overload(5)
         faults(2)
+        triton(1, 2)
     else:
         throughput()
         null()
@@ -111,6 +119,7 @@ def all_(
         hits()
         overload()
         faults()
+        triton()
     report()
 
 

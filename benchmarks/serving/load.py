@@ -40,7 +40,7 @@ class Spec:
     Attributes:
         port: Where, on loopback.
         path: Of the URL.
-        form: How an image becomes a body: `raw` or `triton`.
+        form: How an image becomes a body: `raw`, `triton` or `pixels`.
         images: Folder of the images, sent in turn.
         seconds: How long to count.
         connections: Of the closed loop.
@@ -146,9 +146,8 @@ class Client:
         self.spec = spec
         images = read(Path(spec.images))
         # Eight bytes more, after the end of a JPEG, where `fresh` writes.
-        self.requests = [
-            bytearray(layout(spec.form, spec.path, data + bytes(8))) for data in images
-        ]
+        more = bytes(0 if spec.form == "pixels" else 8)
+        self.requests = [bytearray(layout(spec.form, spec.path, data + more)) for data in images]
         self.cut = [layout(spec.form, spec.path, data[: len(data) // 2]) for data in images[:64]]
         self.random = random.Random(spec.seed)  # noqa: S311
         self.poll = selectors.EpollSelector()

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 
 
 def layout(form: str, path: str, image: bytes) -> bytes:
-    """A POST with an image: `raw` as the body, or as `triton`'s one tensor of bytes."""
+    """A POST with an image: `raw` as the body, as `triton`'s one tensor of bytes, or of `pixels`.
+
+    Pixels are uint8 [side, side, 3].
+    """
     headers = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n"
     if form == "raw":
         headers += "Content-Type: image/jpeg\r\n"
         body = image
     else:
-        size = len(image) + 4
+        if form == "pixels":
+            side = math.isqrt(len(image) // 3)
+            tensor = {"name": "images", "shape": [1, side, side, 3], "datatype": "UINT8"}
+        else:
+            tensor = {"name": "jpeg", "shape": [1, 1], "datatype": "BYTES"}
+            image = len(image).to_bytes(4, "little") + image
         asked = {
-            "inputs": [
-                {
-                    "name": "jpeg",
-                    "shape": [1, 1],
-                    "datatype": "BYTES",
-                    "parameters": {"binary_data_size": size},
-                }
-            ],
+            "inputs": [tensor | {"parameters": {"binary_data_size": len(image)}}],
             "outputs": [{"name": "embedding", "parameters": {"binary_data": True}}],
         }
         head = json.dumps(asked).encode()
         headers += "Content-Type: application/octet-stream\r\n"
         headers += f"Inference-Header-Content-Length: {len(head)}\r\n"
-        body = head + len(image).to_bytes(4, "little") + image
+        body = head + image
     return f"{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 

@@ -44,6 +44,8 @@ def choose(bundle: Bundle, settings: Settings) -> Engine:
         BundleError: The graph cannot be loaded or has another signature than the contract.
         EngineUnavailable: What the settings ask for cannot run here.
     """
+    if settings.engine == "triton":
+        return _on_triton(bundle, settings)
     choice = decide(
         bundle.manifest.precisions,
         settings.engine,
@@ -152,6 +154,18 @@ def build(bundle: Bundle, choice: Choice, settings: Settings) -> Engine:
     return OnnxEngine(
         bundle, settings.threads, precision, gpu_bytes=settings.gpu_bytes, plans=plans
     )
+
+
+def _on_triton(bundle: Bundle, settings: Settings) -> Engine:
+    if importlib.util.find_spec("tritonclient") is None:
+        raise EngineUnavailable("the engine triton is not installed: pip install 'foveal[triton]'")
+    if settings.precision != AUTO:
+        raise EngineUnavailable(
+            f"the engine triton runs what its server was given; leave precision at {AUTO}"
+        )
+    from service.engines.triton import TritonEngine
+
+    return TritonEngine(bundle, settings.triton_urls, shared_memory=settings.triton_shared_memory)
 
 
 def _on_gpu(bundle: Bundle, settings: Settings) -> Engine | None:

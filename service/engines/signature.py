@@ -18,13 +18,22 @@ class Node(NamedTuple):
     shape: Shape
 
 
-def check_signature(bundle: Bundle, inputs: Sequence[Node], outputs: Sequence[Node]) -> None:
+def check_signature(
+    bundle: Bundle, inputs: Sequence[Node], outputs: Sequence[Node], where: str | None = None
+) -> None:
     """Compare names, types and shapes with the contract.
+
+    Args:
+        bundle: Whose contract it is.
+        inputs: Of the graph.
+        outputs: Of the graph.
+        where: What the message calls the graph, where it is not the bundle's file.
 
     Raises:
         BundleError: They differ.
     """
     manifest = bundle.manifest
+    where = where or str(bundle.graph)
     contract: dict[str, Shape] = {
         "embedding": (None, manifest.dim),
         "patches": (None, None, None, manifest.dim),
@@ -32,7 +41,7 @@ def check_signature(bundle: Bundle, inputs: Sequence[Node], outputs: Sequence[No
     }
     if len(inputs) != 1 or not _is(inputs[0], Node("images", "uint8", (None, None, None, 3))):
         raise BundleError(
-            f"{bundle.graph} must have one input, images, uint8 [batch, height, width, 3], "
+            f"{where} must have one input, images, uint8 [batch, height, width, 3], "
             f"with any batch; it has {_describe(inputs)}"
         )
     for name in manifest.outputs:
@@ -40,7 +49,7 @@ def check_signature(bundle: Bundle, inputs: Sequence[Node], outputs: Sequence[No
             raise BundleError(f"{bundle.path} names an unknown output, {name!r}")
         if not any(_is(node, Node(name, "float32", contract[name])) for node in outputs):
             raise BundleError(
-                f"{bundle.graph} must have an output {name}, float32 {list(contract[name])}, "
+                f"{where} must have an output {name}, float32 {list(contract[name])}, "
                 f"with any batch; it has {_describe(outputs)}"
             )
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from service.bundle import Bundle
-from service.engines.base import Images, Outputs
+from service.engines.base import Images, Outputs, ServerStatistics
 
 Run = Callable[[Images, tuple[str, ...]], Outputs]
 
 RUNS = 5  # that a median is taken of
+NEARLY = 1.02  # a larger batch saves turns of the event loop, worth this much of the model's time
 QUICKER = 0.8
 
 
@@ -52,6 +54,7 @@ class ThreadedEngine:
         self.name = name
         self.precision = precision
         self.slots = threads + 1
+        self._threads = threads
         self.max_batch = 1
         self._bundle = bundle
         self._beside = beside
@@ -66,7 +69,12 @@ class ThreadedEngine:
         return self._ready
 
     async def infer(
-        self, images: Images, outputs: tuple[str, ...], *, lone: bool = False
+        self,
+        images: Images,
+        outputs: tuple[str, ...],
+        *,
+        lone: bool = False,
+        limit: float | None = None,
     ) -> Outputs:
         """Run images of one shape, uint8 [batch, height, width, 3], and give the named outputs."""
         run = self._alone if lone else self._beside
@@ -74,8 +82,13 @@ class ThreadedEngine:
 
     async def warm_up(self) -> None:
         """Choose `max_batch` and run each batch size up to it once; ready afterwards."""
+        self.max_batch = await best_batch(self._seconds_an_image, self._batches)
         await asyncio.get_running_loop().run_in_executor(self._pool, self._warm_up)
         self._ready = True
+
+    async def statistics(self) -> list[ServerStatistics]:
+        """None: no server runs the model."""
+        return []
 
     async def close(self) -> None:
         """Finish the runs in flight and release the model."""
@@ -83,12 +96,22 @@ class ThreadedEngine:
         await asyncio.to_thread(self._pool.shutdown)
 
     def _warm_up(self) -> None:
-        self.max_batch = best_batch(lambda size: self._time(self._beside, size), self._batches)
         if self._median(self._alone) > QUICKER * self._median(self._beside):
             self._alone = self._beside
         for run in (self._beside, self._alone):
             for size in buckets(self.max_batch):
                 self._time(run, size)
+
+    async def _seconds_an_image(self, size: int) -> float:
+        """Time a run on every thread: runs that share the cores' caches slow each other."""
+        loop = asyncio.get_running_loop()
+        started = time.perf_counter()
+        runs = (
+            loop.run_in_executor(self._pool, self._time, self._beside, size)
+            for _ in range(self._threads)
+        )
+        await asyncio.gather(*runs)
+        return (time.perf_counter() - started) / (size * self._threads)
 
     def _median(self, run: Run) -> float:
         self._time(run, 1)  # The first run of a shape also allocates.
@@ -102,22 +125,27 @@ class ThreadedEngine:
         return time.perf_counter() - started
 
 
-def best_batch(run: Callable[[int], float], sizes: Sequence[int]) -> int:
-    """The largest size that takes at most 5 % longer an image than the quickest.
+async def best_batch(
+    seconds_an_image: Callable[[int], Awaitable[float]], sizes: Sequence[int]
+) -> int:
+    """The largest size that takes hardly longer an image than the quickest.
 
-    A larger batch saves a turn of the event loop for every image, worth a little of the model's
-    time; on a processor it may cost more than that.
+    Sizes are tried upwards until one is slower: on a processor, larger ones are slower still.
 
     Args:
-        run: Runs a batch of the given size and tells the seconds it took.
-        sizes: To choose among.
+        seconds_an_image: Runs batches of the given size.
+        sizes: To choose among, ascending.
     """
+    best, quickest = sizes[0], math.inf
     if len(sizes) == 1:
-        return sizes[0]
+        return best
     for size in sizes:
-        run(size)  # The first run of a shape also allocates.
-    each = {size: statistics.median(run(size) for _ in range(RUNS)) / size for size in sizes}
-    return max(size for size in sizes if each[size] <= 1.05 * min(each.values()))
+        await seconds_an_image(size)  # The first run of a shape also allocates.
+        each = statistics.median([await seconds_an_image(size) for _ in range(RUNS)])
+        if each > NEARLY * quickest:
+            break
+        best, quickest = size, min(each, quickest)
+    return best
 
 
 def buckets(most: int) -> list[int]:

@@ -58,7 +58,9 @@ async def live() -> Response:
 async def ready(request: Request) -> Response:
     """Whether every model would answer now."""
     if not Gateway.of(request).ready:
-        raise Overloaded("The server is starting or draining.", retry_after=1)
+        raise Overloaded(
+            "The server is starting or draining, or what runs the model is gone.", retry_after=1
+        )
     return Response()
 
 
@@ -126,7 +128,7 @@ async def config(request: Request, name: str, version: str | None = None) -> Res
 async def model_ready(request: Request, name: str, version: str | None = None) -> Response:
     """Whether this model would answer now."""
     if not _model(request, name, version).pipeline.ready:
-        raise Overloaded(f"{name} is starting or draining.", retry_after=1)
+        raise Overloaded(f"{name} is starting or draining, or what runs it is gone.", retry_after=1)
     return Response()
 
 

@@ -32,7 +32,9 @@ async def readyz(request: Request) -> Response:
     """Whether a photograph would be answered now: the model is warm and not draining."""
     gateway = Gateway.of(request)
     if not gateway.ready:
-        raise Overloaded("The server is starting or draining.", retry_after=1)
+        raise Overloaded(
+            "The server is starting or draining, or what runs the model is gone.", retry_after=1
+        )
     return json_response({"status": "ready", **gateway.model().served})
 
 
@@ -43,7 +45,9 @@ async def readyz(request: Request) -> Response:
 )
 async def show_metrics(request: Request) -> Response:
     """What this server, with all its workers, has done and does."""
-    served = [(m.manifest.name, m.digest) for m in Gateway.of(request).models]
+    models = Gateway.of(request).models
+    served = [(m.manifest.name, m.digest) for m in models]
+    servers = await models.statistics()
     # Not in the event loop: the files of many workers take a while to read.
-    text = await asyncio.to_thread(metrics.exposition, served)
+    text = await asyncio.to_thread(metrics.exposition, served, servers)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -11,10 +11,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+
+from service.engines.base import ServerStatistics
 
 MULTIPROCESS = "PROMETHEUS_MULTIPROC_DIR"
 # OpenTelemetry's advice for http.server.request.duration.
@@ -48,11 +50,14 @@ SHED = Counter("foveal_requests_shed", "Images refused, by reason.", ("reason",)
 CACHE = Counter("foveal_cache_requests", "Images by how the cache answered.", ("result",))
 
 
-def exposition(served: Iterable[tuple[str, str]]) -> bytes:
+def exposition(
+    served: Iterable[tuple[str, str]], servers: Iterable[tuple[str, ServerStatistics]] = ()
+) -> bytes:
     """All metrics in Prometheus' text format.
 
     Args:
         served: Name and digest of each model in service.
+        servers: Each server that runs a model, with the model's name.
     """
     registry = REGISTRY
     if MULTIPROCESS in os.environ:
@@ -60,6 +65,7 @@ def exposition(served: Iterable[tuple[str, str]]) -> bytes:
         registry.register(_AllWorkers(Path(os.environ[MULTIPROCESS])))
     models = CollectorRegistry()
     models.register(_ModelInfo(served))
+    models.register(_Triton(servers))
     return generate_latest(registry) + generate_latest(models)
 
 
@@ -96,3 +102,39 @@ class _ModelInfo(Collector):
         for labels in self._served:
             info.add_metric(labels, 1)
         yield info
+
+
+class _Triton(Collector):
+    """What Triton's servers count, all gateways' requests together."""
+
+    def __init__(self, servers: Iterable[tuple[str, ServerStatistics]]) -> None:
+        self._servers = tuple(servers)
+
+    def collect(self) -> Iterator[Metric]:
+        if not self._servers:
+            return
+        labels = ("model", "server")
+        ready = GaugeMetricFamily(
+            "foveal_triton_ready", "Whether the server is sent images.", labels=labels
+        )
+        for model, found in self._servers:
+            ready.add_metric((model, found.server), found.ready)
+        yield ready
+        for name, text in (
+            ("images", "Images that were run."),
+            ("failed", "Requests that were refused or failed."),
+            ("queue_seconds", "Time that requests waited for a run."),
+            ("compute_seconds", "Time that requests were run."),
+        ):
+            counter = CounterMetricFamily(f"foveal_triton_{name}", text, labels=labels)
+            for model, found in self._servers:
+                if found.ready:
+                    counter.add_metric((model, found.server), getattr(found, name))
+            yield counter
+        runs = CounterMetricFamily(
+            "foveal_triton_runs", "Runs by their images.", labels=(*labels, "batch_size")
+        )
+        for model, found in self._servers:
+            for size, count in sorted(found.batches.items()):
+                runs.add_metric((model, found.server, str(size)), count)
+        yield runs

@@ -68,14 +68,18 @@ class FakeEngine:
     runs: list[list[int]] = field(default_factory=list)
     asked: list[tuple[str, ...]] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    limits: list[float] = field(default_factory=list)
     in_flight: int = 0
     most_in_flight: int = 0
 
-    async def infer(self, images: Images, outputs: tuple[str, ...], *, lone: bool) -> Outputs:
+    async def infer(
+        self, images: Images, outputs: tuple[str, ...], *, lone: bool, limit: float
+    ) -> Outputs:
         numbers = [number(image) for image in images]
         self.runs.append(numbers)
         self.asked.append(outputs)
         self.shapes.append(images.shape[1:])
+        self.limits.append(limit)
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         await asyncio.sleep(self.fixed + self.each * len(images))
@@ -281,8 +285,10 @@ def test_only_the_guilty_of_a_batch_fail(size: int, guilty: frozenset[int]) -> N
 
 def test_an_answer_that_lacks_an_image_fails_like_a_run() -> None:
     class Short(FakeEngine):
-        async def infer(self, images: Images, outputs: tuple[str, ...], *, lone: bool) -> Outputs:
-            answer = await super().infer(images, outputs, lone=lone)
+        async def infer(
+            self, images: Images, outputs: tuple[str, ...], *, lone: bool, limit: float
+        ) -> Outputs:
+            answer = await super().infer(images, outputs, lone=lone, limit=limit)
             return {name: array[: max(1, len(images) - 1)] for name, array in answer.items()}
 
     async def main() -> list[float]:
@@ -290,6 +296,54 @@ def test_an_answer_that_lacks_an_image_fails_like_a_run() -> None:
         return await asyncio.gather(*(ask(batcher, n) for n in range(4)))
 
     assert play(main()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("error", [Overloaded("full", retry_after=1), DeadlineExceeded("late")])
+def test_what_is_no_images_fault_is_told_to_all_and_not_tried_in_halves(error: Exception) -> None:
+    class Refusing(FakeEngine):
+        async def infer(
+            self, images: Images, outputs: tuple[str, ...], *, lone: bool, limit: float
+        ) -> Outputs:
+            await super().infer(images, outputs, lone=lone, limit=limit)
+            raise error
+
+    engine = Refusing()
+
+    async def main() -> list[float | BaseException]:
+        batcher = opened(engine)
+        return await asyncio.gather(*(ask(batcher, n) for n in range(4)), return_exceptions=True)
+
+    assert play(main()) == [error] * 4
+    assert engine.runs == [[0, 1, 2, 3]]
+
+
+def test_a_run_may_take_until_the_last_deadline_in_its_batch() -> None:
+    engine = FakeEngine()
+
+    async def main() -> None:
+        batcher = opened(engine)
+        await asyncio.sleep(1)
+        asks = [ask(batcher, n, deadline) for n, deadline in enumerate((5.0, 8.0, 3.0))]
+        await asyncio.gather(*asks)
+
+    play(main())
+    assert engine.limits == [7.0]
+
+
+def test_while_the_engine_is_gone_nothing_is_accepted() -> None:
+    engine = FakeEngine(ready=False)
+
+    async def main() -> None:
+        batcher = opened(engine)
+        with pytest.raises(Overloaded) as refused:
+            await ask(batcher, 0)
+        assert refused.value.retry_after == 1
+        assert batcher.shed == {"gone": 1}
+        engine.ready = True
+        assert await ask(batcher, 1) == 1
+
+    play(main())
+    assert engine.runs == [[1]]
 
 
 def test_what_nobody_waits_for_leaves_the_queue_and_is_not_computed() -> None:

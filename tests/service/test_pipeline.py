@@ -38,7 +38,14 @@ class WatchedEngine(OnnxEngine):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def infer(self, images: Images, outputs: tuple[str, ...], *, lone: bool) -> Outputs:
+    async def infer(
+        self,
+        images: Images,
+        outputs: tuple[str, ...],
+        *,
+        lone: bool = False,
+        limit: float | None = None,
+    ) -> Outputs:
         self.images += len(images)
         self.asked.append(outputs)
         await self.gate.wait()
@@ -278,6 +285,23 @@ async def test_a_flood_is_refused_before_it_is_decoded(bundle: Bundle) -> None:
         await asyncio.wait(ends)
         assert sum(end.exception() is None for end in ends) == 2
         assert (await ask(pipeline, photos(10)[9])).shape == (bundle.manifest.dim,)
+
+
+async def test_a_photograph_is_decoded_only_shortly_before_its_turn(bundle: Bundle) -> None:
+    flood = [photo + bytes([n]) for n in range(30) for photo in photos(2)]
+    async with opened(bundle) as (pipeline, engine):
+        engine.gate.clear()
+        ends = [start(pipeline, data) for data in flood]
+        await asyncio.sleep(0)  # they begin
+        # Decoded, it would be told that it is no image.
+        with pytest.raises(DeadlineExceeded):
+            await ask(pipeline, b"\xff\xd8 broken", seconds=3)
+        waiting = pipeline.batcher.depth
+        assert waiting < len(flood) - 10
+        await until(lambda: pipeline.batcher.expected == len(flood) - waiting - 1)  # one runs
+        engine.gate.set()
+        answers = await asyncio.gather(*ends)
+        assert len({answer.tobytes() for answer in answers}) == 2
 
 
 async def test_what_comes_too_late_is_refused_before_it_is_decoded(bundle: Bundle) -> None:

@@ -49,3 +49,23 @@ def test_a_shared_index_needs_a_redis() -> None:
         Settings(index="redis")
     settings = Settings(index="redis", redis_url=SecretStr("redis://localhost"))
     assert settings.index == "redis"
+
+
+def test_tritons_addresses_come_joined_by_commas_and_the_engine_needs_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FOVEAL_TRITON_URLS", "triton-0:8001, 10.0.0.1:8001,[::1]:8001")
+    settings = Settings(engine="triton")
+    assert settings.triton_urls == ("triton-0:8001", "10.0.0.1:8001", "[::1]:8001")
+    assert not settings.triton_shared_memory
+    monkeypatch.delenv("FOVEAL_TRITON_URLS")
+    with pytest.raises(ValidationError, match="engine: triton needs triton_urls"):
+        Settings(engine="triton")
+
+
+@pytest.mark.parametrize(
+    "url", ["triton", "http://triton:8001", ":8001", "triton:x", "triton:70000"]
+)
+def test_what_is_no_address_of_triton_is_refused(url: str) -> None:
+    with pytest.raises(ValidationError, match="is no host:port of a gRPC service"):
+        Settings(triton_urls=(url,))

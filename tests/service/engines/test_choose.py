@@ -164,3 +164,22 @@ async def test_the_engine_asked_for_is_built(bundle: Bundle, engine: str, expect
 def test_tensorrt_without_a_gpu_is_refused(bundle: Bundle) -> None:
     with pytest.raises(EngineUnavailable, match=r"TensorRT needs foveal\[gpu\]"):
         choose(bundle, Settings(engine="tensorrt", threads=1))
+
+
+TRITON = Settings(engine="triton", triton_urls=("localhost:8001",))
+
+
+async def test_triton_is_built_without_its_graph_and_asked_for_no_precision(bundle: Bundle) -> None:
+    built = choose(Bundle(Path("nowhere"), bundle.manifest), TRITON)
+    assert (built.name, built.ready) == ("triton", False)
+    await built.close()
+    with pytest.raises(EngineUnavailable, match="leave precision at auto"):
+        choose(bundle, TRITON.model_copy(update={"precision": "int8"}))
+
+
+def test_triton_that_is_not_installed_names_its_extra(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EngineUnavailable, match=r"pip install 'foveal\[triton\]'"):
+        choose(bundle, TRITON)

@@ -5,8 +5,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from service.bundle import Bundle
 from service.engines.base import Images, Outputs
@@ -92,20 +90,49 @@ async def test_close_lets_a_run_finish(make: MakeEngine) -> None:
     await closing
 
 
-@settings(deadline=None, max_examples=50)
-@given(
-    costs=st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4),
-    fixed=st.floats(0.0, 1.0),
+@pytest.mark.parametrize(
+    ("each", "best"),
+    [
+        ((1.0, 1.0, 1.0, 1.0), 8),
+        ((1.0, 0.9, 0.8, 0.7), 8),
+        ((1.0, 0.9, 0.91, 0.95), 4),
+        ((1.0, 1.01, 1.03, 1.0), 2),  # what comes after one that is slower is not tried
+        ((1.0, 1.05, 1.1, 1.2), 1),
+        ((1.0, 0.7, 0.72, 0.9), 2),
+    ],
 )
-def test_the_batch_chosen_is_the_largest_that_is_nearly_the_quickest(
-    costs: list[float], fixed: float
+async def test_the_batch_chosen_is_the_largest_that_is_nearly_the_quickest(
+    each: tuple[float, ...], best: int
 ) -> None:
-    seconds = {n: fixed + cost * n for n, cost in zip(SIZES, costs, strict=True)}
-    best = best_batch(seconds.__getitem__, SIZES)
-    each = {n: seconds[n] / n for n in SIZES}
-    bound = 1.05 * min(each.values())
-    assert each[best] <= bound
-    assert all(each[larger] > bound for larger in SIZES if larger > best)
+    known = dict(zip(SIZES, each, strict=True))
+    tried: list[int] = []
+
+    async def seconds_an_image(size: int) -> float:
+        tried.append(size)
+        return known[size]
+
+    assert await best_batch(seconds_an_image, SIZES) == best
+    assert max(tried) <= 2 * best
+
+
+async def test_batches_are_timed_with_a_run_on_every_thread(bundle: Bundle) -> None:
+    together: list[int] = []
+    running = 0
+
+    def beside(images: Images, outputs: tuple[str, ...]) -> Outputs:
+        nonlocal running
+        running += 1
+        together.append(running)
+        time.sleep(0.01)
+        running -= 1
+        return {}
+
+    engine = ThreadedEngine(
+        "counted", "fp32", bundle, beside=beside, alone=beside, threads=2, batches=(1, 2)
+    )
+    await engine.warm_up()
+    await engine.close()
+    assert max(together) == 2
 
 
 def test_buckets_end_with_the_largest_batch() -> None:

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.bundle import Bundle
+from service.engines.base import ServerStatistics
 from service.telemetry.metrics import MULTIPROCESS, SECONDS, exposition
 from tests.service.gateways import PNG, Serve, photograph
 
@@ -124,3 +125,38 @@ def test_a_scrape_while_a_worker_starts_leaves_that_worker_out(
     subprocess.run([sys.executable, "-c", code], check=True)
     (tmp_path / "counter_7.db").touch()  # made, and not yet filled
     assert b'foveal_cache_requests_total{result="hit"} 3.0' in exposition([])
+
+
+def test_what_servers_of_models_count_is_shown_with_the_servers_address() -> None:
+    busy = ServerStatistics(
+        "10.0.0.1:8001",
+        ready=True,
+        images=12,
+        batches={4: 2, 1: 4},
+        failed=3,
+        queue_seconds=0.5,
+        compute_seconds=1.5,
+    )
+    gone = ServerStatistics("10.0.0.2:8001", ready=False)
+    text = exposition([("tiny", "abc")], [("tiny", busy), ("tiny", gone)]).decode()
+    found = {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name.startswith("foveal_triton_")
+    }
+    one, other = ("tiny", "10.0.0.1:8001"), ("tiny", "10.0.0.2:8001")
+    assert found == {
+        ("foveal_triton_ready", *one): 1,
+        ("foveal_triton_ready", *other): 0,
+        ("foveal_triton_images_total", *one): 12,
+        ("foveal_triton_failed_total", *one): 3,
+        ("foveal_triton_queue_seconds_total", *one): 0.5,
+        ("foveal_triton_compute_seconds_total", *one): 1.5,
+        ("foveal_triton_runs_total", "1", *one): 4,
+        ("foveal_triton_runs_total", "4", *one): 2,
+    }
+
+
+def test_without_such_servers_there_is_nothing_of_them() -> None:
+    assert b"foveal_triton" not in exposition([("tiny", "abc")])

@@ -1,0 +1,344 @@
+"""The engine against the real server; see `tests.triton_servers` for what stands in behind it."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import InferenceServerClient, InferenceServerException
+
+from service.bundle import GRAPH, Bundle, Manifest
+from service.engines import triton_client, triton_server, triton_servers
+from service.engines.base import EngineUnavailable, ServerStatistics
+from service.engines.onnx import OnnxEngine
+from service.engines.triton import TritonEngine
+from service.engines.triton_memory import FOLDER, PREFIX
+from service.errors import DeadlineExceeded, InvalidOption, Overloaded
+from tests.bundles import DIM
+from tests.redis_servers import free_port
+from tests.service.engines.batches import OUTPUTS, images
+from tests.triton_servers import TritonServer, running, write_repository
+
+EMBEDDING = ("embedding",)
+
+
+@asynccontextmanager
+async def opened(
+    bundle: Bundle, *urls: str, shared_memory: bool = False
+) -> AsyncIterator[TritonEngine]:
+    engine = TritonEngine(bundle, urls, shared_memory=shared_memory)
+    try:
+        await engine.warm_up()
+        yield engine
+    finally:
+        await engine.close()
+
+
+@pytest.fixture
+def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is lost is noticed in half a second instead of six."""
+    monkeypatch.setattr(triton_server, "PAUSE", 0.1)
+    monkeypatch.setattr(triton_client, "ASK_LIMIT", 0.4)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.02)
+
+
+async def counted(engine: TritonEngine) -> list[ServerStatistics]:
+    """What the servers have counted, which they do a little after they have answered."""
+    last: list[ServerStatistics] = []
+    while (now := await engine.statistics()) != last:
+        last = now
+        await asyncio.sleep(0.1)
+    return now
+
+
+def changed(bundle: Bundle, **fields: Any) -> Bundle:
+    manifest = Manifest.model_validate(bundle.manifest.model_dump() | fields)
+    return Bundle(bundle.path, manifest)
+
+
+def ours() -> set[str]:
+    return {path.name for path in FOLDER.glob(f"{PREFIX}*")}
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+@pytest.mark.parametrize("shape", [(1, 64, 64), (8, 64, 64), (3, 32, 80), (8, 128, 128)])
+async def test_answers_are_those_of_the_engine_in_this_process(
+    bundle: Bundle, triton: TritonServer, shape: tuple[int, int, int], shared_memory: bool
+) -> None:
+    other = OnnxEngine(bundle, threads=1)
+    batch = images(*shape)
+    expected = await other.infer(batch, OUTPUTS)
+    async with opened(bundle, triton.url, shared_memory=shared_memory) as engine:
+        assert engine.ready
+        actual = await engine.infer(batch, OUTPUTS)
+        assert set(await engine.infer(batch, EMBEDDING)) == {"embedding"}
+    await other.close()
+    assert actual.keys() == expected.keys()
+    for name, array in actual.items():
+        assert array.dtype == np.float32
+        np.testing.assert_allclose(array, expected[name], atol=1e-5)
+
+
+async def test_how_it_is_fed_and_at_what_precision_is_the_servers_to_say(
+    bundle: Bundle, triton: TritonServer
+) -> None:
+    async with opened(bundle, triton.url) as engine:
+        assert (engine.name, engine.precision) == ("triton", "fp32")
+        assert (engine.max_batch, engine.slots) == (8, 2)
+
+
+async def test_another_models_digest_is_refused(bundle: Bundle, triton: TritonServer) -> None:
+    stranger = changed(bundle, files=bundle.manifest.files | {GRAPH: "0" * 64})
+    with pytest.raises(EngineUnavailable, match=f"with the digest {bundle.digest}; that of"):
+        async with opened(stranger, triton.url):
+            pass
+
+
+async def test_another_signature_is_refused(bundle: Bundle, triton: TritonServer) -> None:
+    wider = changed(bundle, dim=DIM + 1)
+    message = rf"tiny of Triton at {triton.url} must have an output embedding.* it has .*None, 16"
+    with pytest.raises(EngineUnavailable, match=message):
+        async with opened(wider, triton.url):
+            pass
+
+
+async def test_a_full_queue_refuses_and_what_was_in_it_is_answered(
+    bundle: Bundle, triton: TritonServer
+) -> None:
+    async with opened(bundle, triton.url) as engine:
+        triton.slow(0.3)
+        # Eight images fill a run: of twelve runs one goes on, and four wait.
+        runs = (engine.infer(images(8, 64, 64), EMBEDDING) for _ in range(12))
+        found = await asyncio.gather(*runs, return_exceptions=True)
+        assert engine.ready
+    refused = [answer for answer in found if isinstance(answer, Exception)]
+    assert {type(error) for error in refused} == {Overloaded}
+    assert all(error.retry_after == 1 for error in refused)
+    assert 4 <= 12 - len(refused) <= 7
+
+
+async def test_a_run_past_its_deadline_is_given_up_here_and_not_begun_there(
+    bundle: Bundle, triton: TritonServer
+) -> None:
+    async with opened(bundle, triton.url) as engine:
+        (before,) = await counted(engine)
+        triton.slow(0.5)
+        first = asyncio.create_task(engine.infer(images(8, 64, 64), EMBEDDING, limit=10))
+        await asyncio.sleep(0.1)
+        with pytest.raises(DeadlineExceeded):
+            await engine.infer(images(8, 64, 64), EMBEDDING, limit=0.1)
+        assert not first.done()
+        await first
+        await engine.infer(images(1, 64, 64), EMBEDDING, limit=10)
+        (after,) = await counted(engine)
+    assert after.images - before.images == 8 + 1
+
+
+async def test_a_servers_statistics_count_runs_by_their_size(
+    bundle: Bundle, triton: TritonServer
+) -> None:
+    async with opened(bundle, triton.url) as engine:
+        (before,) = await counted(engine)
+        for _ in range(3):
+            await engine.infer(images(5, 64, 64), EMBEDDING)
+        (after,) = await counted(engine)
+    assert after.server == triton.url
+    assert after.ready
+    assert after.images - before.images == 15
+    assert after.batches[5] - before.batches.get(5, 0) == 3
+    assert after.compute_seconds > before.compute_seconds
+    assert after.queue_seconds > before.queue_seconds
+
+
+async def test_without_a_server_nothing_is_accepted_until_one_comes(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nowhere = f"127.0.0.1:{free_port()}"
+    with caplog.at_level(logging.WARNING):
+        async with opened(bundle, nowhere) as engine:
+            assert not engine.ready
+            with pytest.raises(Overloaded) as refused:
+                await engine.infer(images(1, 64, 64), EMBEDDING)
+            assert refused.value.retry_after == 1
+            (told,) = await engine.statistics()
+            assert (told.server, told.ready) == (nowhere, False)
+            assert engine.precision == "unknown"
+    assert "Not ready before a Triton server answers" in caplog.text
+    assert f"Triton at {nowhere} is not used" in caplog.text
+
+
+async def test_names_that_lead_nowhere_are_asked_again(
+    bundle: Bundle, triton: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_servers, "FIND_PAUSE", 0.05)
+    found: dict[str, list[str]] = {"model-servers:8001": []}
+
+    async def addresses(url: str) -> list[str]:
+        return found[url]
+
+    monkeypatch.setattr(triton_servers, "_addresses", addresses)
+    async with opened(bundle, *found) as engine:
+        assert not engine.ready
+        found["model-servers:8001"] = [triton.url, f"127.0.0.1:{free_port()}"]
+        await until(lambda: engine.ready)
+        assert len(await engine.statistics()) == 2
+        found["model-servers:8001"] = [triton.url]
+        await asyncio.sleep(0.3)
+        assert [told.server for told in await engine.statistics()] == [triton.url]
+        found["model-servers:8001"] = []
+        await asyncio.sleep(0.3)
+        assert engine.ready
+
+
+async def test_a_name_of_both_families_is_one_server(bundle: Bundle, triton: TritonServer) -> None:
+    async with opened(bundle, f"localhost:{triton.port}") as engine:
+        assert [told.server for told in await engine.statistics()] == [triton.url]
+
+
+async def test_pixels_travel_in_memory_that_is_given_back(
+    bundle: Bundle, triton: TritonServer
+) -> None:
+    before = ours()
+    with InferenceServerClient(triton.url) as client:
+        async with opened(bundle, triton.url, shared_memory=True) as engine:
+            runs = (engine.infer(images(8, 64, 64), EMBEDDING) for _ in range(4))
+            await asyncio.gather(*runs)
+            mine = ours() - before
+            assert 1 <= len(mine) <= 4
+            regions = client.get_system_shared_memory_status().regions
+            assert regions.keys() == mine
+            assert {region.byte_size for region in regions.values()} == {8 * 64 * 64 * 3}
+        assert not client.get_system_shared_memory_status().regions
+    assert ours() == before
+
+
+async def test_a_run_given_up_does_not_spoil_the_next_in_its_memory(
+    bundle: Bundle, triton: TritonServer
+) -> None:
+    one, two = images(2, 64, 64), images(2, 64, 64, seed=1)
+    async with opened(bundle, triton.url, shared_memory=True) as engine:
+        expected = await engine.infer(two, OUTPUTS)
+        triton.slow(0.3)
+        with pytest.raises(DeadlineExceeded):
+            await engine.infer(one, OUTPUTS, limit=0.1)
+        actual = await engine.infer(two, OUTPUTS)
+    for name, array in expected.items():
+        np.testing.assert_allclose(actual[name], array, atol=1e-6)
+
+
+@pytest.mark.usefixtures("short_looks")
+async def test_after_a_restart_the_server_and_its_memory_are_taken_up_again(
+    bundle: Bundle, triton: TritonServer
+) -> None:
+    batch = images(2, 64, 64)
+    async with opened(bundle, triton.url, shared_memory=True) as engine:
+        expected = await engine.infer(batch, OUTPUTS)
+        triton.kill()
+        with pytest.raises(Overloaded):
+            await engine.infer(batch, OUTPUTS)
+        assert not engine.ready
+        assert engine.precision == "fp32"  # the name of what is cached
+        await asyncio.to_thread(triton.start)
+        await until(lambda: engine.ready)
+        actual = await engine.infer(batch, OUTPUTS)
+        with InferenceServerClient(triton.url) as client:
+            assert client.get_system_shared_memory_status().regions.keys() & ours()
+    for name, array in expected.items():
+        np.testing.assert_allclose(actual[name], array, atol=1e-6)
+
+
+async def test_memory_that_a_server_forgot_is_told_again(
+    bundle: Bundle, triton: TritonServer
+) -> None:
+    batch = images(2, 64, 64)
+    async with opened(bundle, triton.url, shared_memory=True) as engine:
+        expected = await engine.infer(batch, EMBEDDING)
+        with InferenceServerClient(triton.url) as client:
+            client.unregister_system_shared_memory()
+        actual = await engine.infer(batch, EMBEDDING)
+        assert engine.ready
+    np.testing.assert_allclose(actual["embedding"], expected["embedding"], atol=1e-6)
+
+
+async def test_runs_are_spread_over_the_servers(
+    bundle: Bundle, tritons: tuple[TritonServer, TritonServer]
+) -> None:
+    async with opened(bundle, *(server.url for server in tritons)) as engine:
+        assert engine.slots == 4
+        before = await counted(engine)
+        for _ in range(10):
+            await asyncio.gather(*(engine.infer(images(1, 64, 64), EMBEDDING) for _ in range(2)))
+        after = await counted(engine)
+    assert [b.images - a.images for a, b in zip(before, after, strict=True)] == [10, 10]
+
+
+@pytest.mark.usefixtures("short_looks")
+async def test_a_server_that_freezes_loses_its_runs_to_the_other(
+    bundle: Bundle, tritons: tuple[TritonServer, TritonServer]
+) -> None:
+    batch = images(1, 64, 64)
+    async with opened(bundle, *(server.url for server in tritons)) as engine:
+        expected = await engine.infer(batch, EMBEDDING)
+        tritons[0].freeze()
+        runs = (engine.infer(batch, EMBEDDING, limit=20) for _ in range(6))
+        found = await asyncio.gather(*runs)
+        assert [told.ready for told in await engine.statistics()] == [False, True]
+        tritons[0].heal()
+        for answer in found:
+            np.testing.assert_allclose(answer["embedding"], expected["embedding"], atol=1e-6)
+        await until(lambda: engine.slots == 4)
+
+
+@pytest.mark.usefixtures("short_looks")
+async def test_a_server_whose_runs_fail_is_left_alone(
+    bundle: Bundle, tritons: tuple[TritonServer, TritonServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(bundle, *(server.url for server in tritons)) as engine:
+        failures = tritons[0].fail()
+        for _ in range(40):
+            await engine.infer(images(1, 64, 64), EMBEDDING)
+        assert engine.slots == 2
+        # Three of the images, and one black image for each pause that it was left alone.
+        assert 3 <= len(failures.read_text()) <= 5
+        tritons[0].heal()
+        await until(lambda: engine.slots == 4)
+    assert f"Triton at {tritons[0].url} is left alone after 3 failures" in caplog.text
+
+
+async def test_a_run_that_fails_everywhere_accuses_no_server(
+    bundle: Bundle, tritons: tuple[TritonServer, TritonServer]
+) -> None:
+    async with opened(bundle, *(server.url for server in tritons)) as engine:
+        for server in tritons:
+            server.fail()
+        for _ in range(5):
+            with pytest.raises(InferenceServerException, match="the backend is broken"):
+                await engine.infer(images(1, 64, 64), EMBEDDING)
+        assert engine.slots == 4
+
+
+async def test_a_model_of_one_size_says_so_and_once_replaced_is_sent_nothing_more(
+    bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_repository(tmp_path / "models", bundle, side=64)
+    explicit = ("--model-control-mode=explicit", f"--load-model={bundle.manifest.name}")
+    with running(tmp_path / "models", tmp_path, *explicit) as server:
+        async with opened(bundle, server.url) as engine:
+            assert set(await engine.infer(images(1, 64, 64), EMBEDDING)) == {"embedding"}
+            with pytest.raises(InvalidOption, match="takes 64 x 64 alone"):
+                await engine.infer(images(1, 32, 80), EMBEDDING)
+            assert engine.ready
+            write_repository(tmp_path / "models", bundle, digest="another")
+            with InferenceServerClient(server.url) as client:
+                await asyncio.to_thread(client.load_model, bundle.manifest.name)
+            await until(lambda: not engine.ready)
+            assert "with the digest another" in caplog.text

@@ -1,0 +1,72 @@
+import asyncio
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.turns import Turns
+
+
+async def visit(turns: Turns, name: int, let_in: list[int], inside: set[int]) -> None:
+    async with turns:
+        let_in.append(name)
+        inside.add(name)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            inside.discard(name)
+
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.just("come"),
+        st.tuples(st.sampled_from(["leave", "leave at once"]), st.integers(0, 99)),
+        st.tuples(st.just("room"), st.integers(1, 4)),
+    ),
+    max_size=60,
+)
+
+
+@given(ACTIONS)
+def test_all_get_in_in_order_and_never_more_than_there_is_room_for(actions: list) -> None:
+    async def go() -> None:
+        room = 2
+        most = room  # whoever is inside when the room shrinks stays
+        turns = Turns(lambda: room)
+        let_in: list[int] = []
+        inside: set[int] = set()
+        tasks: list[asyncio.Task[None]] = []
+        for action in actions:
+            if action == "come":
+                tasks.append(asyncio.create_task(visit(turns, len(tasks), let_in, inside)))
+            elif action[0] == "room":
+                room = action[1]
+            elif tasks:
+                tasks[action[1] % len(tasks)].cancel()
+            if action[0] != "leave at once":
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            most = max(room, min(most, len(inside)))
+            assert len(inside) <= most
+        room = 1
+        while waiting := [task for task in tasks if not task.done()]:
+            assert inside or not waiting
+            waiting[0].cancel()
+            for _ in range(5):
+                await asyncio.sleep(0)
+        assert let_in == sorted(let_in)
+
+    asyncio.run(go())
+
+
+async def test_who_is_let_in_and_cancelled_at_once_loses_nobody_a_turn() -> None:
+    turns = Turns(lambda: 1)
+    let_in: list[int] = []
+    first, second, third = (asyncio.create_task(visit(turns, n, let_in, set())) for n in range(3))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.sleep(0)  # the second is let in, and does not know it yet
+    second.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert let_in == [0, 2]
+    third.cancel()
