@@ -48,7 +48,8 @@ def serve(
         int | None, typer.Option(help="Processor cores for decoding and for the model.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="auto, onnx, openvino or tensorrt: what runs the model.")
+        str | None,
+        typer.Option(help="auto, onnx, openvino, tensorrt or triton: what runs the model."),
     ] = None,
     precision: Annotated[
         str | None,

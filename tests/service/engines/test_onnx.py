@@ -255,3 +255,26 @@ asyncio.run(main())
     assert told.returncode == 0, told.stderr
     largest = 2048 * 2048 * 3 * np.dtype(np.float32).itemsize
     assert int(told.stdout) < 2 * largest
+
+
+TOLD = """
+import importlib, importlib.abc, os, sys
+
+class Watch(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "onnxruntime":
+            print(os.environ.get("ORT_DISABLE_TELEMETRY"))
+
+sys.meta_path.insert(0, Watch())
+importlib.import_module(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("module", ["service.engines.onnx", "training.export.precision"])
+def test_onnx_runtime_is_told_to_report_nothing_before_it_loads(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    command = [sys.executable, "-c", TOLD, module]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert said == "1\n"

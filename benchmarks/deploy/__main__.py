@@ -1,0 +1,90 @@
+"""The gateway's container: how large, how soon ready, and replaced under load.
+
+    python -m benchmarks.deploy
+
+Runs an engine of its own, on stand-ins for the official base images; `make test` installs it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import httpx
+
+from benchmarks.machine import describe
+from tests.compose_stack import GATEWAY, ROLLING, Stack, build_gateway
+from tests.docker_engine import PYTHON, DockerEngine, docker_engine
+from tests.integration.load import Load
+from tests.redis_servers import free_port
+
+RESULT = Path(__file__).parents[1] / "results/deploy.json"
+ROUNDS = 5
+CONNECTIONS = 8
+PATIENCE = 60.0  # seconds
+
+
+def megabytes(docker: DockerEngine) -> dict[str, float]:
+    whole, base = (docker.inspect(name)["Size"] / 1e6 for name in (GATEWAY, PYTHON))
+    return {"own layers": round(whole - base), "base (stand-in)": round(base)}
+
+
+def cold_start(docker: DockerEngine) -> float:
+    """Seconds from `docker run` to the first 200 of /readyz."""
+    port = free_port()
+    begun = time.perf_counter()
+    publish = ("--publish", f"127.0.0.1:{port}:8000")
+    name = docker("run", "--detach", "--read-only", "--tmpfs", "/tmp", *publish, GATEWAY)  # noqa: S108
+    try:
+        while time.perf_counter() - begun < PATIENCE:
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/readyz").is_success:
+                    return time.perf_counter() - begun
+            except httpx.TransportError:
+                pass
+            time.sleep(0.01)
+        raise TimeoutError(docker("logs", name))
+    finally:
+        docker("rm", "--force", "--volumes", name)
+
+
+def replacement(docker: DockerEngine) -> dict[str, float | int]:
+    """What became of requests while the gateway was replaced."""
+    # A proxy made of Debian's HAProxy.
+    stack = Stack(docker, ROLLING, FOVEAL_PROXY_IMAGE=PYTHON)
+    try:
+        stack.up()
+        with Load(stack.port, CONNECTIONS) as load:
+            load.wait(100)
+            begun = time.perf_counter()
+            stack.replace()
+            seconds = time.perf_counter() - begun
+            load.wait(100)
+        return {"replacing took, seconds": round(seconds, 1), **load.outcomes}
+    finally:
+        stack.down()
+
+
+def main() -> None:
+    with docker_engine() as docker:
+        build_gateway(docker)
+        starts = [cold_start(docker) for _ in range(ROUNDS)]
+        result = {
+            "command": "python -m benchmarks.deploy",
+            "image, megabytes": megabytes(docker),
+            "cold start to ready, seconds": {
+                "median": round(statistics.median(starts), 2),
+                "longest": round(max(starts), 2),
+            },
+            "requests while the gateway was replaced": replacement(docker),
+            "machine": describe("onnxruntime", "uvicorn"),
+        }
+    text = json.dumps(result, indent=2)
+    RESULT.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+from tests.docker_engine import docker
+
+__all__ = ["docker"]
