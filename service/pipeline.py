@@ -8,20 +8,19 @@ import time
 from collections import Counter
 from collections.abc import Coroutine
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, AsyncExitStack
 from functools import partial
 
 from service.batching import Batcher, Image, within
 from service.bundle import Bundle
 from service.cache import Cache
+from service.decoding import Decoding
 from service.engines.base import Engine, Outputs, ServerStatistics
 from service.errors import DeadlineExceeded, InvalidOption, Overloaded
 from service.flights import Flight, Flights
-from service.images import Limits, View, prepare
+from service.images import View
 from service.settings import MEGABYTE, Settings
 from service.telemetry import metrics
 from service.telemetry.record import count_image, note
-from service.turns import Turns
 
 # Looked up once: a hit must cost next to nothing.
 CACHE_COUNTERS = {result: metrics.CACHE.labels(result) for result in ("hit", "miss", "coalesced")}
@@ -59,15 +58,7 @@ class Pipeline:
         self._bundle = bundle
         self._engine = engine
         self._cache = cache
-        self._decoder = decoder
-        self._threads = settings.threads
-        self._usual_pixels = 3 * bundle.manifest.input.crop**2
-        self._limits = Limits(
-            bytes=settings.max_image_bytes,
-            pixels=settings.max_pixels,
-            patches=settings.max_patches,
-        )
-        self._turns = Turns(self._ahead)
+        self._decoding = Decoding(bundle, settings, self.batcher, engine, decoder)
         self._open = False
         self._flights = Flights()
 
@@ -155,10 +146,10 @@ class Pipeline:
             raise InvalidOption(
                 f"{height} x {width} pixels: both sides must be multiples of {multiple}."
             )
-        if (patches := height * width // multiple**2) > self._limits.patches:
+        if (patches := height * width // multiple**2) > self._decoding.limits.patches:
             raise InvalidOption(
                 f"{height} x {width} pixels are {patches} patches; the limit is "
-                f"{self._limits.patches}. Send a smaller one."
+                f"{self._decoding.limits.patches}. Send a smaller one."
             )
         return await self.batcher.submit(image, outputs, deadline)
 
@@ -169,8 +160,7 @@ class Pipeline:
             FovealError: As `run` does for the photograph, the view and the load.
         """
         self._require_open()
-        with self._expecting(deadline):
-            return await self._decode(data, view)
+        return await self._decoding.pixels(data, view, deadline)
 
     def _recall(
         self, name: str, data: bytes, view: View, outputs: tuple[str, ...], deadline: float
@@ -224,25 +214,13 @@ class Pipeline:
         missing = tuple(name for name in keys if name not in answer)
         self._count("miss" if missing else "hit")
         if missing:
-            for name, array in (await self._computed(data, view, missing, flight)).items():
+            async with self._decoding.in_turn(data, view, flight.deadline) as (image, waited):
+                computed = await self._submit(flight, image, missing, waited)
+            for name, array in computed.items():
                 array.setflags(write=False)
                 self._cache.put(keys[name], array)
-                answer[name] = array
+            answer |= computed
         return answer
-
-    async def _computed(
-        self, data: bytes, view: View, outputs: tuple[str, ...], flight: Flight
-    ) -> Outputs:
-        asked = time.perf_counter()
-        async with AsyncExitStack() as turn:
-            with self._expecting(flight.deadline):
-                await turn.enter_async_context(self._turns)
-                started = time.perf_counter()
-                image = await self._decode(data, view)
-                ended = time.perf_counter()
-            note("decode", started, ended)
-            metrics.PREPROCESS_SECONDS.observe(ended - started)
-            return await self._submit(flight, image, outputs, waited=started - asked)
 
     async def _fetch(self, keys: dict[str, str]) -> Outputs:
         if not self._cache.shared:
@@ -278,24 +256,6 @@ class Pipeline:
         if not self._open:
             metrics.SHED.labels("closed").inc()
             raise Overloaded("The server is starting or draining; try another.", retry_after=1)
-
-    def _ahead(self) -> int:
-        """How many photographs are decoded and not yet answered: enough that no run waits for one.
-
-        The others of a flood wait as the bytes that they came as, and who leaves costs nothing.
-        """
-        return 2 * self._engine.slots * self._engine.max_batch + self._threads
-
-    def _expecting(self, deadline: float) -> AbstractContextManager[None]:
-        """Hold the door open for a photograph that is about to be decoded."""
-        # Asked before decoding: in a flood, the work for those who are refused would take the
-        # processor from those who are served.
-        return self.batcher.expecting(self._usual_pixels, deadline)
-
-    def _decode(self, data: bytes, view: View) -> asyncio.Future[Image]:
-        return asyncio.get_running_loop().run_in_executor(
-            self._decoder, prepare, data, self._bundle.manifest.input, view, self._limits
-        )
 
 
 def _sha256(data: bytes) -> str:

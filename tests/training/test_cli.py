@@ -1,13 +1,10 @@
 """What a person sees who mistypes, mismatches or brings broken data: one line and exit status 1."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from training import cli
 from training.models.vit import vit
 
 TINY = [
@@ -27,21 +24,6 @@ TINY = [
     "--device",
     "cpu",
 ]
-
-
-@pytest.fixture
-def foveal_train(monkeypatch, capsys, tmp_path):
-    """Runs the command line in an empty folder; exit status and what it printed, on one line."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["foveal-train", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        printed = capsys.readouterr()
-        return exit_.value.code or 0, " ".join((printed.out + printed.err).split())
-
-    return run
 
 
 def pictures(folder, count, seed=0):

@@ -6,8 +6,9 @@ from training import cli
 
 
 @pytest.fixture
-def foveal_train(monkeypatch, capsys):
-    """Runs the command line; exit status and what it printed, on one line."""
+def foveal_train(monkeypatch, capsys, tmp_path):
+    """Runs the command line in an empty folder; exit status and what it printed, on one line."""
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["foveal-train", *map(str, arguments)])
