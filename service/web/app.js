@@ -18,6 +18,8 @@ async function post(path, options, body, signal) {
   if (body instanceof Blob) {
     headers["Content-Type"] = body.type.startsWith("image/") ? body.type : "application/octet-stream";
   }
+  const key = element("key").value;
+  if (key) headers["X-API-Key"] = key;
   const query = new URLSearchParams(options);
   let response;
   try {
@@ -27,6 +29,7 @@ async function post(path, options, body, signal) {
     throw new Problem("The server cannot be reached. Is it running?");
   }
   if (response.ok) return response;
+  if (response.status === 401) element("key-field").hidden = false;
   const problem = await response.json().catch(() => ({}));
   const title = problem.title ?? `The server answered ${response.status}`;
   throw new Problem(problem.detail ? `${title}: ${problem.detail}` : title);
