@@ -1,6 +1,6 @@
 import asyncio
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.turns import Turns
@@ -16,6 +16,11 @@ async def visit(turns: Turns, name: int, let_in: list[int], inside: set[int]) ->
             inside.discard(name)
 
 
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 ACTIONS = st.lists(
     st.one_of(
         st.just("come"),
@@ -26,6 +31,7 @@ ACTIONS = st.lists(
 )
 
 
+@settings(max_examples=500, deadline=None)
 @given(ACTIONS)
 def test_all_get_in_in_order_and_never_more_than_there_is_room_for(actions: list) -> None:
     async def go() -> None:
@@ -37,22 +43,21 @@ def test_all_get_in_in_order_and_never_more_than_there_is_room_for(actions: list
         tasks: list[asyncio.Task[None]] = []
         for action in actions:
             if action == "come":
+                await settled()  # who is let in before goes in before
                 tasks.append(asyncio.create_task(visit(turns, len(tasks), let_in, inside)))
             elif action[0] == "room":
                 room = action[1]
             elif tasks:
                 tasks[action[1] % len(tasks)].cancel()
             if action[0] != "leave at once":
-                for _ in range(5):
-                    await asyncio.sleep(0)
+                await settled()
             most = max(room, min(most, len(inside)))
             assert len(inside) <= most
         room = 1
         while waiting := [task for task in tasks if not task.done()]:
             assert inside or not waiting
             waiting[0].cancel()
-            for _ in range(5):
-                await asyncio.sleep(0)
+            await settled()
         assert let_in == sorted(let_in)
 
     asyncio.run(go())
@@ -66,7 +71,6 @@ async def test_who_is_let_in_and_cancelled_at_once_loses_nobody_a_turn() -> None
     first.cancel()
     await asyncio.sleep(0)  # the second is let in, and does not know it yet
     second.cancel()
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await settled()
     assert let_in == [0, 2]
     third.cancel()
