@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.types import ASGIApp
 
 from service import __version__
@@ -39,19 +38,16 @@ from service.settings import Settings
 from service.telemetry.middleware import Telemetry
 from service.telemetry.traces import configured
 
-BUSIEST = (embed.router, attention.router, correspond.router, similar.router)
-
 
 class _Application(FastAPI):
     def build_middleware_stack(self) -> ASGIApp:
-        """Lay our layers around FastAPI's own, which the busiest routes do without."""
-        settings: Settings = self.state.gateway.settings
-        busiest = [route for router in BUSIEST for route in router.routes]
-        app: ASGIApp = Direct(super().build_middleware_stack(), busiest)
-        app = _guarded(app, settings, self.state.keys, self.state.limiter)
-        app = ServerErrorMiddleware(app, handler=problems.answer)
-        # Outermost: the answer to a defect is also counted and has its id.
-        return Telemetry(app, access_log=settings.access_log, traces=self.state.traces)
+        # Around all that Starlette adds: the answer to a defect is also counted and has its id.
+        gateway: Gateway = self.state.gateway
+        return Telemetry(
+            super().build_middleware_stack(),
+            access_log=gateway.settings.access_log,
+            traces=self.state.traces,
+        )
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -67,7 +63,6 @@ def create_app(settings: Settings) -> FastAPI:
         TracesUnavailable: Traces are asked for, and what makes them is not installed.
     """
     traces = configured()
-    keys = KeyRing(settings.keys_file) if settings.keys_file else None
     limiter = limiter_of(settings)
     fetcher = Fetcher(settings) if settings.url_fetch else None
     gateway = Gateway(settings, Models(settings), open_index(settings), fetcher)
@@ -100,29 +95,30 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.gateway = gateway
-    app.state.keys, app.state.limiter, app.state.traces = keys, limiter, traces
+    app.state.traces = traces
     problems.install(app)
-    for router in BUSIEST:
-        app.include_router(router)
-    for module in (collections, openai, inference, repository, ops, page):
+    busiest = (embed.router, attention.router, correspond.router, similar.router)
+    app.add_middleware(Direct, routes=[route for router in busiest for route in router.routes])
+    _guard(app, settings, limiter)
+    for module in (embed, attention, correspond, similar, collections, openai, inference):
+        app.include_router(module.router)
+    for module in (repository, ops, page):
         app.include_router(module.router)
     app.mount("/web", page.PageFiles())
     return app
 
 
-def _guarded(
-    app: ASGIApp, settings: Settings, keys: KeyRing | None, limiter: Limiter | None
-) -> ASGIApp:
+def _guard(app: FastAPI, settings: Settings, limiter: Limiter | None) -> None:
     """Add what is asked for, and nothing that every request would pass in vain."""
+    keys = KeyRing(settings.keys_file) if settings.keys_file else None
     if keys is not None or limiter is not None:
-        app = Guards(app, keys=keys, limiter=limiter, open_metrics=settings.open_metrics)
+        app.add_middleware(Guards, keys=keys, limiter=limiter, open_metrics=settings.open_metrics)
     if settings.cors_origins:
         # Outside of the guards: a browser asks for leave without a key.
-        app = CORSMiddleware(
-            app,
+        app.add_middleware(
+            CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=("GET", "POST", "PUT", "DELETE"),
             allow_headers=("Authorization", "Content-Type", "X-API-Key", "X-Request-Id"),
             expose_headers=("X-Request-Id", "Server-Timing", "Retry-After", "RateLimit"),
         )
-    return app
