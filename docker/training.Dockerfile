@@ -1,6 +1,6 @@
 # Training, evaluation and export: `foveal-train`, and `torchrun` for several processes.
 #   docker build --file docker/training.Dockerfile --tag foveal/training .
-#   docker run --gpus all --shm-size 8g --volume PHOTOS:/images:ro --volume runs:/work/runs \
+#   docker run --gpus all --shm-size 8g --volume PHOTOS:/images:ro --volume runs:/foveal/runs \
 #       foveal/training run dino-vits16 data=/images/train
 # torch brings CUDA along; for processors alone build with an index of CPU builds:
 #   --build-arg INDEX=ADDRESS
@@ -34,7 +34,7 @@ LABEL org.opencontainers.image.title="Foveal training" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="${BASE}"
 COPY --from=build /opt/foveal /opt/foveal
-RUN install -d -o 10001 -g 10001 /work /work/runs
+RUN install -d -o 10001 -g 10001 /foveal /foveal/runs
 # torch and matplotlib keep files at home, which is otherwise read-only; torch asks for a name.
 ENV PATH=/opt/foveal/bin:$PATH \
     HOME=/tmp \
@@ -42,9 +42,9 @@ ENV PATH=/opt/foveal/bin:$PATH \
     ORT_DISABLE_TELEMETRY=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
-WORKDIR /work
+WORKDIR /foveal
 USER 10001:10001
-VOLUME /work/runs
+VOLUME /foveal/runs
 # Ends the run after its step, with a checkpoint.
 STOPSIGNAL SIGTERM
 HEALTHCHECK NONE

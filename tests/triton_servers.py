@@ -144,7 +144,7 @@ class TritonServer:
         self._signal(signal.SIGKILL)
         if self._process:
             self._process.wait()
-        for left in Path("/dev/shm").glob(f"{self._memory}*"):  # noqa: S108
+        for left in Path("/dev/shm").glob(f"{self._memory}*"):  # noqa: S108 - shared memory
             left.unlink()
 
     def freeze(self) -> None:

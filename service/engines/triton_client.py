@@ -234,7 +234,7 @@ class Client:
                 raise EngineUnavailable(
                     f"Triton at {self._address} cannot share memory with this process "
                     f"({error.message()}): run both on one machine, as one user and with one "
-                    "/dev/shm, or set triton_shared_memory to false"  # noqa: S108
+                    "/dev/shm, or set triton_shared_memory to false"  # noqa: S108 - a message
                 ) from error
             if error.status() != "StatusCode.ALREADY_EXISTS":
                 raise

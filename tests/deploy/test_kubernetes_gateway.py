@@ -26,7 +26,7 @@ def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_gateway_takes_every_variable_and_its_value(settings: Settings) -> None:
-    assert settings.host == "0.0.0.0"  # noqa: S104
+    assert settings.host == "0.0.0.0"  # noqa: S104 - in the container
     assert settings.index == "redis"
     assert settings.threads == 2
 
@@ -38,7 +38,7 @@ def test_what_the_gateway_writes_or_reads_lies_on_a_volume(
     (container,) = pod(workload(name, "foveal-gateway"))["containers"]
     mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
     assert not mounts[str(settings.data)].get("readOnly")
-    assert not mounts["/tmp"].get("readOnly")  # noqa: S108
+    assert not mounts["/tmp"].get("readOnly")  # noqa: S108 - in the container
     for path in (settings.model, settings.keys_file):
         if path is not None and path != Settings.model_fields["model"].default:
             assert mounts[str(path.parent)]["readOnly"]

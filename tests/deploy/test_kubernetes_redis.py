@@ -19,7 +19,7 @@ from service.index.redis import RedisIndex
 from tests.deploy.manifests import Manifest, one, pod, workload
 from tests.redis_servers import QUERY_ENGINE, REDIS8_SERVER, free_port
 
-PASSWORD = "X7_x-1"  # noqa: S105
+PASSWORD = "X7_x-1"  # noqa: S105 - of a server that this test starts
 MEGABYTE = 1_000_000
 
 

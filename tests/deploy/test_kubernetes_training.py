@@ -85,7 +85,7 @@ def test_the_arguments_name_a_recipe_in_the_box_and_the_volumes(name: str) -> No
     mounts = {m["mountPath"]: m.get("readOnly", False) for m in container(name)["volumeMounts"]}
     assert mounts[f"/{Path(out.partition('=')[2]).parts[1]}"] is False
     assert mounts[f"/{Path(data.partition('=')[2]).parts[1]}"] is True
-    assert mounts["/dev/shm"] is False  # noqa: S108
+    assert mounts["/dev/shm"] is False  # noqa: S108 - in the container
 
 
 def test_every_node_has_an_index_and_a_machine_of_its_own() -> None:

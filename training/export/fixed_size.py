@@ -9,15 +9,12 @@ cast in front. The numbers stay.
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
-
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from service.bundle import Bundle
+from training.export.folding import folded
 
 CAST = "images_as_float"
 
@@ -43,7 +40,12 @@ def fixed_size(bundle: Bundle) -> onnx.ModelProto:
     shapes = output_shapes(bundle)
     for output in graph.output:
         _fix(output, (None, *shapes[output.name]))
-    return _folded(model)
+    known = next(opset for opset in model.opset_import if not opset.domain)
+    model = folded(model.SerializeToString())
+    # ONNX Runtime declares every operator set that it knows.
+    model.ClearField("opset_import")
+    model.opset_import.append(known)
+    return model
 
 
 def output_shapes(bundle: Bundle) -> dict[str, tuple[int, ...]]:
@@ -74,18 +76,3 @@ def _fold_shapes(graph: onnx.GraphProto, shape: tuple[int | None, ...]) -> None:
             constant = numpy_helper.from_array(np.array(sides, np.int64), node.output[0])
             graph.initializer.append(constant)
             graph.node.remove(node)
-
-
-def _folded(model: onnx.ModelProto) -> onnx.ModelProto:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "folded.onnx"
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(path)
-        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        folded = onnx.load(path)
-    # ONNX Runtime declares every operator set that it knows.
-    opset = next(opset for opset in model.opset_import if not opset.domain)
-    folded.ClearField("opset_import")
-    folded.opset_import.append(opset)
-    return folded

@@ -6,13 +6,9 @@ import asyncio
 import statistics
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -24,6 +20,7 @@ from training.data.sources import Source
 from training.evaluation.features import Embedded, Report, batches
 from training.evaluation.knn import unit
 from training.evaluation.validation import Validation
+from training.export.folding import folded
 
 ROUNDS = 7
 
@@ -36,7 +33,9 @@ def add_int8(bundle: Bundle) -> Bundle:
     Each column of a weight matrix has its own scale, found now; activations get theirs when they
     are computed. Convolution, norms, softmax and the products within attention stay in fp32.
     """
-    model = _folded(bundle)
+    # The quantiser looks for weights, not for nodes, and the exporter leaves the transposition of a
+    # weight that is used twice, as in a ViT's last block.
+    model = folded(bundle.graph)
     # Otherwise the quantiser advises to prepare the graph.
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     path = bundle.path / INT8_GRAPH
@@ -149,20 +148,6 @@ async def _speeds(engines: Engines, pixels: Images) -> dict[Choice, float]:
         for choice, taken in seconds.items():
             ratios[choice].append(seconds[BASE] / taken)
     return {choice: statistics.median(found) for choice, found in ratios.items()}
-
-
-def _folded(bundle: Bundle) -> onnx.ModelProto:
-    """The graph with what is constant computed: the quantiser looks for weights, not for nodes.
-
-    The exporter leaves the transposition of a weight that is used twice, as in a ViT's last block.
-    """
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "folded.onnx"
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        options.optimized_model_filepath = str(path)
-        ort.InferenceSession(bundle.graph, options, providers=["CPUExecutionProvider"])
-        return onnx.load(path)
 
 
 def _rewritten(bundle: Bundle, **changes: Any) -> Bundle:

@@ -24,7 +24,7 @@ TIMEOUT = 30_000_000
 # Requests. Each gateway has a few in flight and queues its images itself.
 MAX_QUEUE = 256
 # Where TensorRT's plans are kept: a volume mounted there saves minutes at each start.
-PLANS = "/tmp/foveal-plans"  # noqa: S108
+PLANS = "/tmp/foveal-plans"  # noqa: S108 - in the container, where a volume may be mounted
 
 
 class Enum(str):

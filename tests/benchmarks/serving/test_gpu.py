@@ -1,24 +1,12 @@
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from benchmarks.serving import gpu
-from tests.data import ROOT
+from tests.benchmarks.rehearsal import rehearsed
 
 
 def test_the_figures_of_a_gpu_can_be_rehearsed_on_a_processor(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "benchmarks.serving.gpu", "--device", "cpu", "--tiny"],
-        cwd=ROOT,
-        env={**os.environ, "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=600,
-    )
-    result = json.loads((tmp_path / "serving_gpu.json").read_text())
+    result = rehearsed("serving", tmp_path)
     assert result["device"] == "cpu"
     assert [(row["model"], row["by"].split()[0]) for row in result["rows"]] == [
         ("ViT-S/16", "torch,"),

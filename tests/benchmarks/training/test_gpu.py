@@ -1,23 +1,11 @@
-import json
-import os
-import subprocess
-import sys
-
 import torch
 
 from benchmarks.training.gpu import largest
-from tests.data import ROOT
+from tests.benchmarks.rehearsal import rehearsed
 
 
 def test_the_comparison_on_a_gpu_can_be_rehearsed_on_a_processor(tmp_path):
-    subprocess.run(
-        [sys.executable, "-m", "benchmarks.training.gpu", "--device", "cpu", "--tiny"],
-        cwd=ROOT,
-        env={**os.environ, "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=600,
-    )
-    result = json.loads((tmp_path / "training_gpu.json").read_text())
+    result = rehearsed("training", tmp_path)
     assert result["device"] == "cpu"
     assert list(result["sides"]) == [
         "ViT-S/16, DINO, published, TF32",

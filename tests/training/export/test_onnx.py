@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from service.bundle import BundleError, InputSpec
+from tests.training.export.bundles import seeded_bundle
 from training.export.onnx import OUTPUTS, Graph, input_spec, write_bundle
 from training.models.resnet import BasicBlock, ResNet
 from training.models.swin import SwinTransformer
@@ -31,16 +32,7 @@ def exported(request, tmp_path_factory):
         for name, parameter in model.named_parameters():
             large = name.endswith(("bias_table", "ls1.gamma", "ls2.gamma"))
             parameter.add_((1.0 if large else 0.02) * torch.randn_like(parameter))
-    bundle = write_bundle(
-        tmp_path_factory.mktemp("bundle"),
-        model,
-        name="seeded",
-        architecture=request.param,
-        spec=input_spec(model, 64),
-        training={},
-        evaluation=(),
-        licence="Apache-2.0",
-    )
+    bundle = seeded_bundle(tmp_path_factory.mktemp("bundle"), model, request.param)
     return model, bundle
 
 

@@ -15,10 +15,10 @@ from tritonclient.grpc import model_config_pb2 as pb
 from service.bundle import GRAPH, Bundle
 from service.engines.onnx import OnnxEngine
 from tests.bundles import make_bundle
+from tests.training.export.bundles import seeded_bundle
 from tests.triton_servers import running
 from training.export import triton as export
 from training.export.fixed_size import fixed_size
-from training.export.onnx import input_spec, write_bundle
 from training.export.triton import write_repository
 from training.export.triton_config import Enum, pbtxt
 from training.models.swin import SwinTransformer
@@ -35,16 +35,7 @@ MODELS = {
 def trained(request, tmp_path_factory):
     torch.manual_seed(0)
     model = MODELS[request.param]().eval()
-    return write_bundle(
-        tmp_path_factory.mktemp("bundle") / "bundle",
-        model,
-        name="seeded",
-        architecture=request.param,
-        spec=input_spec(model, 64),
-        training={},
-        evaluation=(),
-        licence="Apache-2.0",
-    )
+    return seeded_bundle(tmp_path_factory.mktemp("bundle") / "bundle", model, request.param)
 
 
 @pytest.fixture
@@ -147,10 +138,10 @@ def test_tensorrt_gets_the_default_size_in_fp16_with_a_cache_of_its_plans(tiny, 
     assert dict(accelerator.parameters) == {
         "precision_mode": "FP16",
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": "/tmp/foveal-plans",  # noqa: S108
+        "trt_engine_cache_path": "/tmp/foveal-plans",  # noqa: S108 - in the container
         "trt_engine_cache_prefix": tiny.digest,
         "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": "/tmp/foveal-plans",  # noqa: S108
+        "trt_timing_cache_path": "/tmp/foveal-plans",  # noqa: S108 - in the container
         "trt_profile_min_shapes": "images:1x64x64x3",
         "trt_profile_opt_shapes": "images:64x64x64x3",
         "trt_profile_max_shapes": "images:64x64x64x3",
