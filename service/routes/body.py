@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import ParamSpec, TypeVar
+from typing import TypeVar, TypeVarTuple
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 from service.errors import BodyTimeout, InvalidOption, TooLarge
 from service.settings import Settings
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 LINGER = 2.0  # seconds
 LARGE = 1_000_000  # bytes; parsing more would hold the other requests up
@@ -87,13 +87,11 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     return b"".join(chunks)
 
 
-async def off_loop_if_large(
-    size: int, parse: Callable[P, T], *arguments: P.args, **options: P.kwargs
-) -> T:
+async def off_loop_if_large(size: int, parse: Callable[[*Ts], T], *arguments: *Ts) -> T:
     """Call what takes its time in proportion to `size` bytes: in a thread where they are many."""
     if size > LARGE:
-        return await asyncio.to_thread(parse, *arguments, **options)
-    return parse(*arguments, **options)
+        return await asyncio.to_thread(parse, *arguments)
+    return parse(*arguments)
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from starlette.requests import Request
 
+from service.errors import Overloaded
 from service.fetch import Fetcher
 from service.index.base import Index
 from service.models import Model, Models
@@ -23,11 +24,6 @@ class Gateway:
     fetcher: Fetcher | None = None
     draining: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @property
-    def ready(self) -> bool:
-        """Whether new requests are welcome: every model is warm, and the server is to stay."""
-        return self.models.ready and not self.draining.is_set()
-
     @classmethod
     def of(cls, request: Request) -> Gateway:
         """The gateway that this request came to."""
@@ -41,3 +37,14 @@ class Gateway:
             NotFound: There is no model `name`.
         """
         return self.models[name or self.models.default]
+
+    def require_ready(self) -> None:
+        """Return if new requests are welcome: every model is warm, and the server is to stay.
+
+        Raises:
+            Overloaded: They are not.
+        """
+        if not self.models.ready or self.draining.is_set():
+            raise Overloaded(
+                "The server is starting or draining, or what runs the model is gone.", retry_after=1
+            )

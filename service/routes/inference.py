@@ -57,10 +57,7 @@ async def live() -> Response:
 @router.get("/health/ready", response_class=Response, responses=NOTHING | ERRORS)
 async def ready(request: Request) -> Response:
     """Whether every model would answer now."""
-    if not Gateway.of(request).ready:
-        raise Overloaded(
-            "The server is starting or draining, or what runs the model is gone.", retry_after=1
-        )
+    Gateway.of(request).require_ready()
     return Response()
 
 

@@ -9,7 +9,6 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.errors import Overloaded
 from service.routes.answers import json_response
 from service.routes.documented import ERRORS
 from service.routes.gateway import Gateway
@@ -31,10 +30,7 @@ async def livez() -> Response:
 async def readyz(request: Request) -> Response:
     """Whether a photograph would be answered now: the model is warm and not draining."""
     gateway = Gateway.of(request)
-    if not gateway.ready:
-        raise Overloaded(
-            "The server is starting or draining, or what runs the model is gone.", retry_after=1
-        )
+    gateway.require_ready()
     return json_response({"status": "ready", **gateway.model().served})
 
 
