@@ -6,6 +6,7 @@ FROM ${BASE} AS build
 # `cpu,openvino,traces,triton` adds an engine that is faster on many processors, and 200 MB.
 ARG EXTRAS=cpu,traces,triton
 ENV PIP_CONSTRAINT=/source/constraints.txt \
+    PIP_BUILD_CONSTRAINT=/source/constraints.txt \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore

@@ -6,6 +6,7 @@ ARG FINAL=busybox:1.37
 
 FROM ${BASE} AS build
 ENV PIP_CONSTRAINT=/source/constraints.txt \
+    PIP_BUILD_CONSTRAINT=/source/constraints.txt \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore

@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 FAILURES = 3  # in a row; a single time-out may be a hiccup of our own event loop
 FIRST_PAUSE = 1.0  # seconds
-LONGEST_PAUSE = 30.0
+LONGEST_PAUSE = 5.0  # what is there again is soon used again, and one call in 5 s costs nothing
 
 
 class Breaker:

@@ -31,11 +31,6 @@ cli = typer.Typer(
 )
 
 
-def main() -> None:
-    """Run the command line."""
-    cli()
-
-
 @cli.command()
 def serve(
     host: Annotated[

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,17 @@ def test_the_base_is_an_argument_and_what_builds_stays_behind(dockerfile):
 def test_dependencies_are_the_locked_ones(dockerfile):
     text = dockerfile.read_text()
     assert "PIP_CONSTRAINT=/source/constraints.txt" in text
+    # As newer releases of pip want it, for what builds the wheel.
+    assert "PIP_BUILD_CONSTRAINT=/source/constraints.txt" in text
     assert "COPY pyproject.toml constraints.txt" in text
+
+
+def test_what_builds_the_wheel_is_locked_too():
+    backend = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    locked = (ROOT / "constraints.txt").read_text()
+    for requirement in (*backend, "trove-classifiers"):
+        name = re.split("[<>=]", requirement)[0]
+        assert re.search(rf"^{name}==", locked, re.MULTILINE)
 
 
 def test_any_builder_can_build_it(dockerfile):

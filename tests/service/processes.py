@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-FOVEAL = [sys.executable, "-c", "from service.cli import main; main()"]
+FOVEAL = [sys.executable, "-m", "service"]
 
 
 def _environment(more: dict[str, str]) -> dict[str, str]:
