@@ -44,7 +44,7 @@ def serve(
     ] = None,
     engine: Annotated[
         str | None,
-        typer.Option(help="auto, onnx, openvino, tensorrt or triton: what runs the model."),
+        typer.Option(help="auto, onnx, openvino or triton: what runs the model."),
     ] = None,
     precision: Annotated[
         str | None,

@@ -52,10 +52,9 @@ class Settings(BaseSettings):
         ge=1,
         description="Processor cores to use for decoding and for the model, in each worker.",
     )
-    engine: Literal["auto", "onnx", "openvino", "tensorrt", "triton"] = Field(
+    engine: Literal["auto", "onnx", "openvino", "triton"] = Field(
         "auto",
-        description="What runs the model; tensorrt on an NVIDIA GPU that serves for long: its "
-        "first start takes minutes. triton where servers of its own run it.",
+        description="What runs the model; triton where servers of its own run it.",
     )
     triton_urls: Annotated[tuple[str, ...], NoDecode] = Field(
         (),

@@ -12,13 +12,7 @@ from service.engines.base import Engine, EngineUnavailable
 from service.settings import Settings
 
 AUTO = "auto"
-RUNS = {
-    "onnx": ("fp32", "int8"),
-    "openvino": ("fp32", "bf16"),
-    "tensorrt": ("fp32",),
-}
-# A first start with TensorRT takes minutes: only for who asks.
-AUTOMATIC = ("onnx", "openvino")
+RUNS = {"onnx": ("fp32", "int8"), "openvino": ("fp32", "bf16")}
 BASE = ("onnx", "fp32")
 # Speeds were measured on the machine that exported; a smaller gain may be gone on another.
 CLEARLY_FASTER = 1.1
@@ -97,7 +91,7 @@ def allowed(engine: str, precision: str) -> list[Choice]:
     Raises:
         EngineUnavailable: None does.
     """
-    names = AUTOMATIC if engine == AUTO else (engine,)
+    names = RUNS if engine == AUTO else (engine,)
     found = [(name, p) for name in names for p in RUNS[name] if precision in (AUTO, p)]
     if not found:
         raise EngineUnavailable(
@@ -115,7 +109,7 @@ def obstacle(bundle: Bundle, instructions: Collection[str], choice: Choice) -> s
         choice: Engine and precision.
     """
     engine, precision = choice
-    module, extra = MODULES.get(engine, MODULES["onnx"])
+    module, extra = MODULES[engine]
     if importlib.util.find_spec(module) is None:
         return f"the engine {engine} is not installed: pip install 'foveal[{extra}]'"
     needed = INSTRUCTIONS[precision]
@@ -140,7 +134,7 @@ def build(bundle: Bundle, choice: Choice, settings: Settings) -> Engine:
 
     Raises:
         BundleError: The graph cannot be loaded or has another signature than the contract.
-        EngineUnavailable: TensorRT was chosen and does not work here.
+        EngineUnavailable: The bundle has no graph of that precision.
     """
     # Imported late: a library that is not chosen may be missing, and takes time to load.
     engine, precision = choice
@@ -150,10 +144,7 @@ def build(bundle: Bundle, choice: Choice, settings: Settings) -> Engine:
         return OpenVinoEngine(bundle, settings.threads, precision)
     from service.engines.onnx import OnnxEngine
 
-    plans = settings.data / "tensorrt" if engine == "tensorrt" else None
-    return OnnxEngine(
-        bundle, settings.threads, precision, gpu_bytes=settings.gpu_bytes, plans=plans
-    )
+    return OnnxEngine(bundle, settings.threads, precision, gpu_bytes=settings.gpu_bytes)
 
 
 def _on_triton(bundle: Bundle, settings: Settings) -> Engine:

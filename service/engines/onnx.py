@@ -13,7 +13,6 @@ from service.engines.base import EngineUnavailable, Images, Outputs
 from service.engines.signature import Node, check_signature
 from service.engines.threaded import ThreadedEngine
 
-TENSORRT = "TensorrtExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 GPU_BATCH = 64
@@ -31,14 +30,13 @@ class OnnxEngine(ThreadedEngine):
         threads: Processor cores to use.
         precision: `fp32`, or `int8` on a processor.
         gpu_bytes: The most memory that the graph takes on a GPU; None for all there is.
-        plans: Folder that keeps TensorRT's plans; None does without TensorRT.
 
     Attributes:
         on_gpu: Whether a GPU runs it.
 
     Raises:
         BundleError: The graph cannot be loaded or has another signature than the contract.
-        EngineUnavailable: The bundle has no int8 graph, or TensorRT does not work here.
+        EngineUnavailable: The bundle has no int8 graph.
     """
 
     def __init__(
@@ -48,7 +46,6 @@ class OnnxEngine(ThreadedEngine):
         precision: str = "fp32",
         *,
         gpu_bytes: int | None = None,
-        plans: Path | None = None,
     ) -> None:
         int8 = precision == "int8"
         graph = bundle.int8_graph if int8 else bundle.graph
@@ -64,14 +61,11 @@ class OnnxEngine(ThreadedEngine):
         side = bundle.manifest.input.crop
         self.on_gpu = CUDA in narrow.get_providers()
         if self.on_gpu:
-            usual = narrow if plans is None else _planned(bundle, side, plans, chosen)
-            run = Graph(narrow, side, usual, padded=True)
+            run = Graph(narrow, side, padded=True)
             super().__init__(
                 "onnx", precision, bundle, beside=run, alone=run, threads=1, batches=(GPU_BATCH,)
             )
             return
-        if plans is not None:
-            raise EngineUnavailable("TensorRT needs foveal[gpu] and an NVIDIA GPU that CUDA finds")
         super().__init__(
             "onnx",
             precision,
@@ -86,25 +80,17 @@ class OnnxEngine(ThreadedEngine):
 
 
 class Graph:
-    """Runs a session, or another one for images of the usual size.
+    """Runs a session.
 
     Args:
         session: For every size.
         side: The usual height and width.
-        usual: For the usual size; None takes `session`.
         padded: Fill batches up to a power of two. A GPU takes little longer for it, and its
             memory and kernels are prepared for seven batch sizes instead of 64.
     """
 
-    def __init__(
-        self,
-        session: ort.InferenceSession,
-        side: int,
-        usual: ort.InferenceSession | None = None,
-        padded: bool = False,
-    ) -> None:
+    def __init__(self, session: ort.InferenceSession, side: int, padded: bool = False) -> None:
         self._session = session
-        self._usual = usual or session
         self._usual_shape = (side, side, 3)
         self._padded = padded
         # The arena keeps what a run took for the next. After an unusual size it gives it back, or a
@@ -120,9 +106,8 @@ class Graph:
         count = len(images)
         if self._padded:
             images = pad(images)
-        usual = images.shape[1:] == self._usual_shape
-        session, options = (self._usual, None) if usual else (self._session, self._shrink)
-        arrays = session.run(list(outputs), {"images": images}, options)
+        options = None if images.shape[1:] == self._usual_shape else self._shrink
+        arrays = self._session.run(list(outputs), {"images": images}, options)
         return {name: array[:count] for name, array in zip(outputs, arrays, strict=True)}
 
 
@@ -144,39 +129,6 @@ def providers(available: list[str], gpu_bytes: int | None) -> list[Provider]:
     if gpu_bytes is not None:
         cuda["gpu_mem_limit"] = gpu_bytes
     return [(name, options) for name, options in ((CUDA, cuda), (CPU, {})) if name in available]
-
-
-def tensorrt(digest: str, side: int, plans: Path) -> Provider:
-    """TensorRT for the default size at every batch up to `GPU_BATCH`.
-
-    Building a plan takes minutes, so it is kept, by the model's digest; ONNX Runtime adds the GPU's
-    architecture to its name.
-    """
-
-    def shape(batch: int) -> str:
-        return f"images:{batch}x{side}x{side}x3"
-
-    folder = str(plans / digest)
-    return TENSORRT, {
-        "trt_engine_cache_enable": True,
-        "trt_engine_cache_path": folder,
-        "trt_timing_cache_enable": True,
-        "trt_timing_cache_path": folder,
-        "trt_profile_min_shapes": shape(1),
-        "trt_profile_opt_shapes": shape(GPU_BATCH),
-        "trt_profile_max_shapes": shape(GPU_BATCH),
-    }
-
-
-def _planned(
-    bundle: Bundle, side: int, plans: Path, others: list[Provider]
-) -> ort.InferenceSession:
-    provider = tensorrt(bundle.digest, side, plans)
-    (plans / bundle.digest).mkdir(parents=True, exist_ok=True)
-    session = _session(bundle.graph, 1, [provider, *others])
-    if TENSORRT not in session.get_providers():
-        raise EngineUnavailable("TensorRT's libraries are missing; install tensorrt")
-    return session
 
 
 def _session(graph: Path, threads: int, chosen: list[Provider]) -> ort.InferenceSession:

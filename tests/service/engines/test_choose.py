@@ -59,8 +59,6 @@ BF16 = record("openvino", "bf16", 2.0)
         ([], "auto bf16", ALL, "openvino bf16"),
         ([], "auto int8", ALL, "onnx int8"),
         ([record("onnx", "int8", 0.5, cosine=0.5)], "auto int8", ALL, "onnx int8"),
-        ([], "tensorrt auto", {"tensorrt fp32"}, "tensorrt fp32"),
-        ([INT8, OV32, BF16], "auto auto", ALL | {"tensorrt fp32"}, "openvino bf16"),
     ],
 )
 def test_the_fastest_faithful_one_that_runs_here_is_chosen(
@@ -81,7 +79,6 @@ def test_the_fastest_faithful_one_that_runs_here_is_chosen(
     [
         ("onnx bf16", "the engine onnx runs fp32 and int8, not bf16"),
         ("openvino int8", "the engine openvino runs fp32 and bf16, not int8"),
-        ("tensorrt int8", "the engine tensorrt runs fp32, not int8"),
         ("auto bf16", "openvino bf16 cannot"),
     ],
 )
@@ -159,11 +156,6 @@ async def test_the_engine_asked_for_is_built(bundle: Bundle, engine: str, expect
     built = choose(bundle, settings)
     assert (built.name, built.precision) == (expected, "fp32")
     await built.close()
-
-
-def test_tensorrt_without_a_gpu_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(EngineUnavailable, match=r"TensorRT needs foveal\[gpu\]"):
-        choose(bundle, Settings(engine="tensorrt", threads=1))
 
 
 TRITON = Settings(engine="triton", triton_urls=("localhost:8001",))

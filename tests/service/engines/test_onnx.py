@@ -11,7 +11,7 @@ import pytest
 
 from service.bundle import DEFAULT, GRAPH, Bundle, BundleError
 from service.engines.base import EngineUnavailable
-from service.engines.onnx import Graph, OnnxEngine, pad, providers, tensorrt
+from service.engines.onnx import Graph, OnnxEngine, pad, providers
 from tests.bundles import DIM, HEADS, PATCH, graph, make_bundle, weights
 from tests.service.engines.batches import OUTPUTS, cosines, images, photographs
 
@@ -170,24 +170,6 @@ def test_filling_a_batch_does_not_show_in_the_answer(bundle: Bundle) -> None:
         np.testing.assert_allclose(filled[name], expected, atol=1e-5)
 
 
-def test_images_of_the_usual_size_go_to_the_session_made_for_it(bundle: Bundle) -> None:
-    class Session:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def get_providers(self) -> list[str]:
-            return []
-
-        def run(
-            self, outputs: list[str], feed: dict[str, np.ndarray], _: object
-        ) -> list[list[str]]:
-            return [[self.name]]
-
-    run = Graph(Session("free"), 64, Session("planned"))
-    assert run(images(1, 64, 64), ("embedding",)) == {"embedding": ["planned"]}
-    assert run(images(1, 64, 32), ("embedding",)) == {"embedding": ["free"]}
-
-
 @pytest.mark.parametrize(
     ("available", "gpu_bytes", "expected"),
     [
@@ -217,14 +199,6 @@ def test_cuda_is_taken_where_it_is_with_a_bounded_arena(
     available: list[str], gpu_bytes: int | None, expected: list[object]
 ) -> None:
     assert providers(available, gpu_bytes) == expected
-
-
-def test_tensorrt_keeps_its_plans_by_digest_for_every_batch_of_the_default_size() -> None:
-    name, options = tensorrt("abc", 224, Path("/data/tensorrt"))
-    assert name == "TensorrtExecutionProvider"
-    assert options["trt_engine_cache_path"] == "/data/tensorrt/abc"
-    assert options["trt_profile_min_shapes"] == "images:1x224x224x3"
-    assert options["trt_profile_max_shapes"] == "images:64x224x224x3"
 
 
 def test_memory_of_an_unusual_size_is_given_back(tmp_path: Path) -> None:
