@@ -46,8 +46,13 @@ def choose(bundle: Bundle, settings: Settings) -> Engine:
         settings.precision,
         partial(obstacle, bundle, instructions()),
     )
-    if BASE in allowed(settings.engine, settings.precision) and (gpu := _on_gpu(bundle, settings)):
-        return gpu
+    if BASE in allowed(settings.engine, settings.precision) and _has_cuda():
+        from service.engines.onnx import OnnxEngine
+
+        # Only a session tells whether the driver and a GPU are there, too.
+        engine = OnnxEngine(bundle, settings.threads, gpu_bytes=settings.gpu_bytes)
+        if engine.on_gpu or choice == BASE:
+            return engine
     return build(bundle, choice, settings)
 
 
@@ -159,15 +164,11 @@ def _on_triton(bundle: Bundle, settings: Settings) -> Engine:
     return TritonEngine(bundle, settings.triton_urls, shared_memory=settings.triton_shared_memory)
 
 
-def _on_gpu(bundle: Bundle, settings: Settings) -> Engine | None:
+def _has_cuda() -> bool:
     if importlib.util.find_spec("onnxruntime") is None:
-        return None
+        return False
     import onnxruntime
 
-    from service.engines.onnx import CUDA, OnnxEngine
+    from service.engines.onnx import CUDA
 
-    if CUDA not in onnxruntime.get_available_providers():
-        return None
-    # Only a session tells whether the driver and a GPU are there, too.
-    engine = OnnxEngine(bundle, settings.threads, gpu_bytes=settings.gpu_bytes)
-    return engine if engine.on_gpu else None
+    return CUDA in onnxruntime.get_available_providers()

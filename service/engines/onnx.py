@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from service.engines.base import EngineUnavailable, Images, Outputs
 from service.engines.signature import Node, check_signature
 from service.engines.threaded import ThreadedEngine
 
+logger = logging.getLogger(__name__)
+
+Provider = tuple[str, dict[str, Any]]
+
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
+ON_PROCESSORS: list[Provider] = [(CPU, {})]
 GPU_BATCH = 64
 CPU_BATCHES = (1, 2, 4, 8)
 DTYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
-
-Provider = tuple[str, dict[str, Any]]
 
 
 class OnnxEngine(ThreadedEngine):
@@ -55,7 +59,7 @@ class OnnxEngine(ThreadedEngine):
                 "or take another precision"
             )
         # ONNX Runtime has no kernels for products in int8 on a GPU.
-        chosen = [(CPU, {})] if int8 else providers(ort.get_available_providers(), gpu_bytes)
+        chosen = ON_PROCESSORS if int8 else providers(ort.get_available_providers(), gpu_bytes)
         narrow = _session(graph, 1, chosen)
         check_signature(bundle, _nodes(narrow.get_inputs()), _nodes(narrow.get_outputs()))
         side = bundle.manifest.input.crop
@@ -66,12 +70,15 @@ class OnnxEngine(ThreadedEngine):
                 "onnx", precision, bundle, beside=run, alone=run, threads=1, batches=(GPU_BATCH,)
             )
             return
+        if chosen != ON_PROCESSORS:
+            logger.warning("onnxruntime-gpu finds no GPU that it can use: processors run the model")
+        wide = narrow if threads == 1 else _session(graph, threads, ON_PROCESSORS)
         super().__init__(
             "onnx",
             precision,
             bundle,
             beside=Graph(narrow, side),
-            alone=Graph(narrow if threads == 1 else _session(graph, threads, chosen), side),
+            alone=Graph(wide, side),
             threads=threads,
             # A run has one scale for the activations of all its images: in a batch of several,
             # the numbers of one image would depend on the others.

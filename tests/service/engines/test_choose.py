@@ -1,11 +1,14 @@
 from pathlib import Path
 
+import numpy as np
+import onnxruntime
 import pytest
 
 from service.bundle import INT8_GRAPH, Bundle, Precision
 from service.engines import choose as choosing
 from service.engines.base import EngineUnavailable
 from service.engines.choose import choose, decide, instructions, obstacle
+from service.engines.onnx import CPU, CUDA
 from service.settings import Settings
 
 ALL = {"onnx fp32", "onnx int8", "openvino fp32", "openvino bf16"}
@@ -155,6 +158,21 @@ async def test_the_engine_asked_for_is_built(bundle: Bundle, engine: str, expect
     settings = Settings(engine=engine, precision="fp32", threads=1)
     built = choose(bundle, settings)
     assert (built.name, built.precision) == (expected, "fp32")
+    await built.close()
+
+
+async def test_where_cuda_finds_no_gpu_processors_run_the_model_and_one_line_says_so(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    # As this build of ONNX Runtime tells that it has no CUDA.
+    with pytest.warns(UserWarning, match=CUDA):
+        built = choose(bundle, Settings(engine="onnx", precision="fp32", threads=2))
+    assert caplog.messages == [
+        "onnxruntime-gpu finds no GPU that it can use: processors run the model"
+    ]
+    answer = await built.infer(np.zeros((1, 64, 64, 3), np.uint8), ("embedding",))
+    assert len(answer["embedding"]) == 1
     await built.close()
 
 
