@@ -18,7 +18,7 @@ from training.config import Recipe
 from training.data.device_loader import DeviceLoader
 from training.data.loader import CropLoader, ResidentLoader
 from training.data.pixels import normalise
-from training.data.sources import Source, open_source
+from training.data.sources import Source, open_field
 from training.journal import Journal
 from training.observer import Listener, Observer
 from training.report import write_report
@@ -65,7 +65,7 @@ def train(recipe: Recipe, options: RunOptions, listener: Listener) -> Path:
         Diverged: The loss is no number any more.
         Stopped: A signal came; the checkpoint is written.
     """
-    source = open_source(recipe.data, recipe.pixels.channels)
+    source = open_field("data", recipe.data, recipe.pixels.channels)
     recipe, arithmetic = resolve(recipe, len(source))
     loader = build_loader(recipe, source, options)
     trainer = Trainer(recipe, loader.steps, options.device)

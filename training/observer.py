@@ -14,7 +14,7 @@ from training.attention_over_time import MOST as PHOTOGRAPHS
 from training.attention_over_time import AttentionMaps
 from training.config import Recipe
 from training.data.pixels import normalise
-from training.data.sources import Source, open_source
+from training.data.sources import Source, open_field
 from training.evaluation.features import batches
 from training.evaluation.validation import Validation, input_spec
 from training.journal import EVALUATIONS, Journal, read
@@ -68,9 +68,9 @@ class Observer:
         spec = input_spec(recipe)
         self.validation: Validation | None = None
         shown = source
-        if recipe.evaluation.data is not None:
-            shown = open_source(recipe.evaluation.data, recipe.pixels.channels)
-            config = recipe.evaluation
+        config = recipe.evaluation
+        if config.data is not None:
+            shown = open_field("evaluation.data", config.data, recipe.pixels.channels)
             self.validation = Validation(source, shown, spec, config.k, config.images)
         chosen = np.linspace(0, len(shown) - 1, min(PHOTOGRAPHS, len(shown)), dtype=int).tolist()
         _, photographs = next(batches(shown, chosen, spec))

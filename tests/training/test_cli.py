@@ -65,6 +65,19 @@ def test_an_empty_folder(foveal_train, tmp_path):
     assert "a folder of images" in printed
 
 
+@pytest.mark.parametrize("field", ["data", "evaluation.data"])
+def test_images_that_are_not_there_are_told_with_the_field_that_names_them(
+    foveal_train, data, tmp_path, field
+):
+    given = {"data": f"{data}/train", field: f"{tmp_path}/missing"}
+    fields = [f"{name}={value}" for name, value in given.items()]
+    code, printed = foveal_train(
+        "run", "imagenette-vitt8", *TINY, *fields, "--out", tmp_path / "out"
+    )
+    assert code == 1
+    assert f"{field}: there is nothing at {tmp_path}/missing" in printed.replace("\n", " ")
+
+
 def test_one_class_of_corrupt_files_is_named_and_left_out(foveal_train, data, tmp_path, caplog):
     for path in (data / "train/b").iterdir():
         path.write_bytes(path.read_bytes()[:60])

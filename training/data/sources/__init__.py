@@ -2,7 +2,7 @@
 
 from training.data.sources.base import DataError, Source
 from training.data.sources.folder import ImageFolder
-from training.data.sources.opening import open_source
+from training.data.sources.opening import open_field, open_source
 from training.data.sources.picture import Unreadable
 
-__all__ = ["DataError", "ImageFolder", "Source", "Unreadable", "open_source"]
+__all__ = ["DataError", "ImageFolder", "Source", "Unreadable", "open_field", "open_source"]

@@ -48,3 +48,15 @@ def open_source(location: str | Path, channels: int = 3) -> Source:
     if not system.isdir(path):
         raise DataError(f"{location} is none of the kinds of data: {KINDS}")
     return ImageFolder.open(location, channels)
+
+
+def open_field(field: str, location: str | Path, channels: int) -> Source:
+    """Open the images that a field of a recipe names, as `open_source` does.
+
+    Raises:
+        DataError: There is nothing of the kind; the message begins with the field.
+    """
+    try:
+        return open_source(location, channels)
+    except DataError as error:
+        raise DataError(f"{field}: {error}") from error
