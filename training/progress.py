@@ -1,9 +1,12 @@
-"""The progress of a run on a terminal."""
+"""The progress of a run: live on a terminal, and a line a minute in a log."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +20,44 @@ from rich.progress import (
 
 # Objectives without distributions for targets have no entropy and no KL.
 MEASURES = (("loss", "loss"), ("entropy", "entropy"), ("kl", "KL"))
+PERIOD = 60.0  # seconds between two lines of a log
+
+
+class Lines:
+    """A line a minute, for whoever reads the log of a container or a file.
+
+    Args:
+        console: Where to.
+        clock: Seconds that never go backwards.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._start: tuple[float, float] | None = None
+        self._due = -math.inf
+
+    def __call__(self, record: Mapping[str, float]) -> None:
+        """Tell of a step, if it is time or the last; `record` is what the journal logs."""
+        now, step, steps = self._clock(), record["step"], record["steps"]
+        # Steps that an earlier process did are no measure of this one's speed.
+        started, first = self._start = self._start or (now, step)
+        if now < self._due and step < steps:
+            return
+        self._due = now + PERIOD
+        parts = [f"epoch {record['epoch']:.0f}", f"step {step:.0f}/{steps:.0f}", *_figures(record)]
+        if step > first:
+            left = (now - started) * (steps - step) / (step - first)
+            parts.append(f"left {timedelta(seconds=round(left))}")
+        self.note(", ".join(parts))
+
+    def note(self, message: str) -> None:
+        """Say something of the whole run."""
+        self._console.print(message, markup=False, highlight=False, soft_wrap=True)
+
+    def warn(self, step: int, message: str) -> None:
+        """Say what the monitor says."""
+        self.note(f"warning after step {step}: {message}")
 
 
 class Bar:
@@ -38,11 +79,8 @@ class Bar:
                 loss and measures that there are.
         """
         where = f"epoch {record['epoch']:.0f}\n{record['step']:.0f}/{record['steps']:.0f}"
-        figures = ", ".join(
-            f"{title} {record[key]:.3f}" for key, title in MEASURES if key in record
-        )
-        spread = f"deviation {record['deviation']:.3f}"
-        figures += f"\n{spread}, {record['images_per_second']:.1f} images/s"
+        *measures, deviation, speed = _figures(record)
+        figures = f"{', '.join(measures)}\n{deviation}, {speed}"
         if self._task is None:
             # Steps that an earlier process did are no measure of this one's speed.
             self._task = self._bar.add_task(
@@ -65,12 +103,15 @@ class Bar:
 
 
 @contextmanager
-def progress(console: Console) -> Iterator[Bar]:
+def progress(console: Console) -> Iterator[Bar | Lines]:
     """Show a run for as long as the context lasts.
 
     Args:
-        console: Where to; where it is no terminal, only warnings and the last state are printed.
+        console: Where to.
     """
+    if not console.is_terminal:
+        yield Lines(console)
+        return
     # Two short lines, which fit a terminal of 80 columns.
     columns = (
         TextColumn("{task.description}"),
@@ -81,3 +122,9 @@ def progress(console: Console) -> Iterator[Bar]:
     )
     with Progress(*columns, console=console) as bar:
         yield Bar(bar)
+
+
+def _figures(record: Mapping[str, float]) -> list[str]:
+    measures = [f"{title} {record[key]:.3f}" for key, title in MEASURES if key in record]
+    deviation = f"deviation {record['deviation']:.3f}"
+    return [*measures, deviation, f"{record['images_per_second']:.1f} images/s"]
