@@ -15,7 +15,7 @@ import torch
 from service.bundle import MANIFEST, Bundle
 from tests.bundles import make_bundle
 from tests.data import dataset
-from training import cli
+from training import bundling
 from training.data.sources import open_source
 from training.export import tensorrt
 from training.export.tensorrt import PlanError, TensorRT, cached_plan, faithful_plan, fidelity
@@ -210,7 +210,7 @@ def test_the_command_line_writes_plan_and_figures(bundle, tmp_path, monkeypatch,
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "val").symlink_to(dataset("photos"))
     monkeypatch.setattr(tensorrt, "TensorRT", Builder)
-    monkeypatch.setattr(cli, "PLANS", tmp_path / "plans")
+    monkeypatch.setattr(bundling, "PLANS", tmp_path / "plans")
     code, printed = foveal_train(
         *("export", bundle.path, "--triton", tmp_path / "models"),
         *("--plan", "--data", tmp_path / "data"),
