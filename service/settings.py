@@ -66,6 +66,18 @@ class Settings(BaseSettings):
         description="Hand pixels to Triton in shared memory; on where it runs on this machine and "
         "shares /dev/shm.",
     )
+    triton_ca: Path | None = Field(
+        None,
+        description="File of the authority of Triton's certificates, PEM; where set, the gateway "
+        "speaks TLS. A server's certificate must be for its name in triton_urls.",
+    )
+    triton_certificate: Path | None = Field(
+        None,
+        description="File of the gateway's own certificate, PEM; where Triton asks for one.",
+    )
+    triton_key: Path | None = Field(
+        None, description="File of its private key, PEM without a password."
+    )
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
         "auto",
         description="Of the model; fp32 for the numbers of training to the last digits. auto is "
@@ -86,6 +98,9 @@ class Settings(BaseSettings):
     request_timeout: float = Field(30.0, gt=0, description="Seconds for a request's answer.")
     header_timeout: float = Field(
         10.0, gt=0, description="Seconds for headers to arrive; less under slow attacks."
+    )
+    write_timeout: float = Field(
+        10.0, gt=0, description="Seconds in which a client must take some of what waits for it."
     )
     max_header_bytes: int = Field(
         32_768, gt=0, description="Largest headers, the path included; more for huge cookies."
@@ -188,6 +203,20 @@ class Settings(BaseSettings):
     def _urls_for_triton(self) -> Settings:
         if self.engine == "triton" and not self.triton_urls:
             raise ValueError("engine: triton needs triton_urls; set it, or use another engine")
+        return self
+
+    @model_validator(mode="after")
+    def _certificates_for_triton(self) -> Settings:
+        if (self.triton_certificate is None) != (self.triton_key is None):
+            raise ValueError(
+                "triton_certificate and triton_key: neither is of use without the other; set both, "
+                "or none"
+            )
+        if self.triton_certificate and self.triton_ca is None:
+            raise ValueError(
+                "triton_certificate needs triton_ca: without it the gateway speaks in the clear; "
+                "set it to the authority of Triton's certificates"
+            )
         return self
 
     @field_validator("cors_origins", "triton_urls", "url_allow", mode="before")

@@ -2,9 +2,9 @@ import pytest
 
 from service.bundle import Bundle
 from tests.bundles import make_bundle
-from tests.triton_servers import triton, triton_session, tritons
+from tests.triton_servers import encrypted, triton, triton_session, tritons
 
-__all__ = ["triton", "triton_session", "tritons"]
+__all__ = ["encrypted", "triton", "triton_session", "tritons"]
 
 
 @pytest.fixture(scope="session")

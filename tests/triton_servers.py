@@ -14,10 +14,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
+import httpx
 import pytest
 
 from service.bundle import Bundle
+from tests.certificates import Authority, Certificate
 from tests.redis_servers import free_port
 
 # `make test` puts them there: the server, and what the backend's own Python imports.
@@ -91,11 +94,15 @@ class TritonServer:
         self.log = folder / "triton.log"
         self.port, http = free_port(), free_port()
         self.url = f"127.0.0.1:{self.port}"
+        self._ready = f"http://127.0.0.1:{http}/v2/health/ready"
         self._memory = f"triton-{self.port}-"
+        backends = folder / "backends"
+        if not backends.exists():
+            copy_backends(backends, f"{sys.version_info.major}.{sys.version_info.minor}")
         self._command = [
             str(SERVER / "bin" / "tritonserver"),
             *("--model-repository", str(repository)),
-            *("--backend-directory", str(_backends(folder))),
+            *("--backend-directory", str(backends)),
             *("--grpc-address", "127.0.0.1", "--grpc-port", str(self.port)),
             *("--http-address", "127.0.0.1", "--http-port", str(http)),
             *("--allow-metrics", "false", "--exit-timeout-secs", "2"),
@@ -126,18 +133,15 @@ class TritonServer:
             )
 
     def wait(self) -> None:
-        # Imported late: machines that run none of these tests lack it.
-        from tritonclient.grpc import InferenceServerClient, InferenceServerException
-
         deadline = time.monotonic() + 60
-        with InferenceServerClient(self.url) as client:
-            while True:
-                assert self.alive, self.log.read_text()[-4000:]
-                assert time.monotonic() < deadline, self.log.read_text()[-4000:]
-                with suppress(InferenceServerException):
-                    if client.is_server_ready(client_timeout=1):
-                        return
-                time.sleep(0.05)
+        while True:
+            assert self.alive, self.log.read_text()[-4000:]
+            assert time.monotonic() < deadline, self.log.read_text()[-4000:]
+            # By HTTP, which is listened for after gRPC and is never encrypted.
+            with suppress(httpx.TransportError):
+                if httpx.get(self._ready, timeout=1).is_success:
+                    return
+            time.sleep(0.05)
 
     def kill(self) -> None:
         """End it at once, with the processes of its backend."""
@@ -176,17 +180,13 @@ class TritonServer:
             os.killpg(self._process.pid, number)
 
 
-def _backends(folder: Path) -> Path:
-    """Triton's Python backend, which runs the stand-in, with the stub for this Python."""
-    backends = folder / "backends"
-    if not backends.exists():
-        shutil.copytree(SERVER / "backends" / "python", backends / "python")
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        stub = SERVER / "python_backend_stubs" / version / "triton_python_backend_stub"
-        shutil.copy(stub, backends / "python")
-        (backends / "onnxruntime").mkdir()
-        shutil.copy(BACKEND, backends / "onnxruntime" / "model.py")
-    return backends
+def copy_backends(folder: Path, python: str) -> None:
+    """Triton's Python backend, which runs the stand-in, with the stub for a release of Python."""
+    shutil.copytree(SERVER / "backends" / "python", folder / "python")
+    stub = SERVER / "python_backend_stubs" / python / "triton_python_backend_stub"
+    shutil.copy(stub, folder / "python")
+    (folder / "onnxruntime").mkdir()
+    shutil.copy(BACKEND, folder / "onnxruntime" / "model.py")
 
 
 @contextmanager
@@ -237,3 +237,47 @@ def tritons(
 def triton(tritons: tuple[TritonServer, TritonServer]) -> TritonServer:
     """One of them."""
     return tritons[0]
+
+
+class Encrypted(NamedTuple):
+    """Two servers that speak TLS, of which the second asks for the client's certificate."""
+
+    authority: Authority
+    client: Certificate
+    one_sided: TritonServer
+    mutual: TritonServer
+
+    @property
+    def url(self) -> str:
+        """The first by its name, which is that of its certificate."""
+        return f"localhost:{self.one_sided.port}"
+
+    @property
+    def mutual_url(self) -> str:
+        return f"localhost:{self.mutual.port}"
+
+
+@pytest.fixture(scope="session")
+def encrypted(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
+    folder = tmp_path_factory.mktemp("encrypted")
+    authority = Authority(folder / "ours")
+    certificate, key = authority.issue("localhost")
+    files = (
+        f"--grpc-server-cert={certificate}",
+        f"--grpc-server-key={key}",
+        f"--grpc-root-cert={authority.certificate}",
+    )
+    servers = []
+    for kind in ("--grpc-use-ssl=1", "--grpc-use-ssl-mutual=1"):
+        of_kind = folder / kind.strip("-")
+        write_repository(of_kind / "models", bundle)
+        servers.append(TritonServer(of_kind / "models", of_kind, kind, *files))
+    try:
+        for server in servers:
+            server.launch()
+        for server in servers:
+            server.wait()
+        yield Encrypted(authority, authority.issue("gateway"), *servers)
+    finally:
+        for server in servers:
+            server.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
@@ -159,9 +160,18 @@ def _on_triton(bundle: Bundle, settings: Settings) -> Engine:
         raise EngineUnavailable(
             f"the engine triton runs what its server was given; leave precision at {AUTO}"
         )
+    # Read as gRPC is imported: its own line about every handshake that fails would fill the log,
+    # which tells of the first.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from service.engines.triton import TritonEngine
+    from service.engines.triton_tls import Tls
 
-    return TritonEngine(bundle, settings.triton_urls, shared_memory=settings.triton_shared_memory)
+    tls = None
+    if settings.triton_ca:
+        tls = Tls(settings.triton_ca, settings.triton_certificate, settings.triton_key)
+    return TritonEngine(
+        bundle, settings.triton_urls, shared_memory=settings.triton_shared_memory, tls=tls
+    )
 
 
 def _has_cuda() -> bool:

@@ -9,6 +9,7 @@ from service.bundle import Bundle
 from service.engines.base import EngineUnavailable, Images, Outputs, ServerStatistics
 from service.engines.triton_memory import Regions, sweep
 from service.engines.triton_servers import Servers
+from service.engines.triton_tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -30,13 +31,26 @@ class TritonEngine:
         urls: Host and port of each server's gRPC service.
         shared_memory: Whether pixels reach the servers through memory that they share with this
             process.
+        tls: How the servers and this gateway know each other; None where they speak in the clear.
+
+    Raises:
+        EngineUnavailable: A certificate or key cannot be used.
     """
 
     name = "triton"
 
-    def __init__(self, bundle: Bundle, urls: tuple[str, ...], *, shared_memory: bool) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        urls: tuple[str, ...],
+        *,
+        shared_memory: bool,
+        tls: Tls | None = None,
+    ) -> None:
+        if tls:
+            tls.read()  # What cannot be used is told before a server is looked for.
         self._regions = Regions(MOST_REGIONS) if shared_memory else None
-        self._servers = Servers(urls, bundle, self._regions)
+        self._servers = Servers(urls, bundle, self._regions, tls)
 
     @property
     def precision(self) -> str:

@@ -15,11 +15,11 @@ from tritonclient.grpc import (  # type: ignore[import-untyped]
     InferInput,
     InferRequestedOutput,
 )
-from tritonclient.grpc.aio import InferenceServerClient  # type: ignore[import-untyped]
 
 from service.bundle import Bundle, BundleError
 from service.engines.base import EngineUnavailable, Images, Outputs, ServerStatistics
 from service.engines.signature import Node, check_signature
+from service.engines.triton_connection import Connection
 from service.engines.triton_memory import Region, Regions
 from service.errors import DeadlineExceeded, InvalidOption, Overloaded
 
@@ -31,16 +31,6 @@ DTYPES = {"UINT8": "uint8", "FP32": "float32"}
 FULL = "Exceeds maximum queue size"
 LATE = "Request timeout expired"
 UNKNOWN_REGION = "Unable to find shared memory region"
-CHANNEL = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    # By default a server that comes back after long is tried two minutes later.
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.min_reconnect_backoff_ms", 1000),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    # A run that fails is tried again on another server, and not behind our back on this one.
-    ("grpc.enable_retries", 0),
-]
 
 
 class Gone(Overloaded):
@@ -73,38 +63,55 @@ class Client:
     """Speaks to one server about one model.
 
     Args:
-        address: Host and port of its gRPC service.
+        connection: Leads to it.
         bundle: The model.
         regions: Memory that it shares with this process.
+
+    Attributes:
+        address: The server's.
+        manifest: The model's.
     """
 
-    def __init__(self, address: str, bundle: Bundle, regions: Regions | None) -> None:
-        self._address = address
+    def __init__(self, connection: Connection, bundle: Bundle, regions: Regions | None) -> None:
+        self.address = connection.address
+        self.manifest = bundle.manifest
+        self._connection = connection
         self._bundle = bundle
         self._name = bundle.manifest.name
         self._regions = regions
         self._registered: set[str] = set()
-        self._grpc = InferenceServerClient(address, channel_args=CHANNEL)
+
+    async def connect(self) -> None:
+        """Connect, before all else and whenever the server was lost.
+
+        Raises:
+            EngineUnavailable: A certificate or key cannot be used.
+        """
+        await self._connection.open()
 
     async def ask(self) -> Served:
         """What the server has of the model.
 
         Raises:
             EngineUnavailable: Another model.
+            TlsMismatch: The two sides disagree about TLS.
             InferenceServerException: It does not answer, or has no such model yet.
         """
-        metadata = await self._grpc.get_model_metadata(self._name, client_timeout=ASK_LIMIT)
+        try:
+            metadata = await self._grpc.get_model_metadata(self._name, client_timeout=ASK_LIMIT)
+        except InferenceServerException as error:
+            raise self._connection.meaning(error) from None
         version = max(metadata.versions, key=int)
         answer = await self._grpc.get_model_config(self._name, version, client_timeout=ASK_LIMIT)
         parameters = {key: value.string_value for key, value in answer.config.parameters.items()}
         if (digest := parameters.get("digest")) != self._bundle.digest:
             raise EngineUnavailable(
-                f"Triton at {self._address} has the model {self._name} with the digest {digest}; "
+                f"Triton at {self.address} has the model {self._name} with the digest {digest}; "
                 f"that of {self._bundle.path} is {self._bundle.digest}. Export this bundle to its "
                 "repository with `foveal-train export --triton`, or serve the one that is there"
             )
         inputs, outputs = _nodes(metadata.inputs), _nodes(metadata.outputs)
-        where = f"{self._name} of Triton at {self._address}"
+        where = f"{self._name} of Triton at {self.address}"
         try:
             check_signature(self._bundle, inputs, outputs, where)
         except BundleError as error:
@@ -140,7 +147,7 @@ class Client:
             )
         region = None
         if self._regions:
-            usual = 3 * self._bundle.manifest.input.crop**2
+            usual = 3 * self.manifest.input.crop**2
             region = self._regions.take(images.nbytes, served.max_batch * usual)
         started = asyncio.get_running_loop().time()
         try:
@@ -168,7 +175,7 @@ class Client:
         for batch in (batch for model in models for batch in model.batch_stats):
             batches[batch.batch_size] += batch.compute_infer.count
         return ServerStatistics(
-            self._address,
+            self.address,
             ready=True,
             images=sum(model.inference_count for model in models),
             batches=batches,
@@ -186,7 +193,11 @@ class Client:
         with contextlib.suppress(InferenceServerException):
             for name in self._registered:
                 await self._grpc.unregister_system_shared_memory(name, client_timeout=ASK_LIMIT)
-        await self._grpc.close()
+        await self._connection.close()
+
+    @property
+    def _grpc(self) -> Any:
+        return self._connection.grpc
 
     async def _send(
         self,
@@ -232,7 +243,7 @@ class Client:
         except InferenceServerException as error:
             if error.status() == "StatusCode.INTERNAL":
                 raise EngineUnavailable(
-                    f"Triton at {self._address} cannot share memory with this process "
+                    f"Triton at {self.address} cannot share memory with this process "
                     f"({error.message()}): run both on one machine, as one user and with one "
                     "/dev/shm, or set triton_shared_memory to false"  # noqa: S108 - a message
                 ) from error

@@ -11,10 +11,8 @@ import numpy as np
 from tritonclient.grpc import InferenceServerException  # type: ignore[import-untyped]
 
 from service.breaker import Breaker
-from service.bundle import Bundle
 from service.engines.base import Images, Outputs, ServerStatistics
 from service.engines.triton_client import Client, Gone, Served
-from service.engines.triton_memory import Regions
 from service.errors import Overloaded
 
 logger = logging.getLogger(__name__)
@@ -29,9 +27,7 @@ class Server:
     No longer, when a look or a run shows that it is gone, or when runs keep failing.
 
     Args:
-        address: Host and port of its gRPC service.
-        bundle: The model.
-        regions: Memory that it shares with this process.
+        client: Speaks to it.
         agree: Raises EngineUnavailable where the server does not fit the others.
 
     Attributes:
@@ -40,21 +36,15 @@ class Server:
         problem: Why it is not sent images.
     """
 
-    def __init__(
-        self,
-        address: str,
-        bundle: Bundle,
-        regions: Regions | None,
-        agree: Callable[[Served], None],
-    ) -> None:
+    def __init__(self, client: Client, agree: Callable[[Served], None]) -> None:
         self.runs = 0
         self.looked = asyncio.Event()
         self.problem: BaseException | None = None
-        self._address = address
-        self._manifest = bundle.manifest
+        self._client = client
+        self._address = client.address
+        self._manifest = client.manifest
         self._agree = agree
-        self._client = Client(address, bundle, regions)
-        self._breaker = Breaker(f"Triton at {address}")
+        self._breaker = Breaker(f"Triton at {client.address}")
         self._served: Served | None = None
         self._missed = False
         self._doubt = asyncio.Event()
@@ -130,6 +120,8 @@ class Server:
 
     async def _look(self) -> None:
         try:
+            if self._served is None:
+                await self._client.connect()
             served = await self._client.ask()
             if self.served is None:
                 await self._try(served)
@@ -186,4 +178,4 @@ class Server:
 
 
 def _kind(error: BaseException | None) -> object:
-    return error.status() if isinstance(error, InferenceServerException) else type(error)
+    return error.status() if isinstance(error, InferenceServerException) else str(error)

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 
 from service.bundle import Bundle
 from service.engines.base import EngineUnavailable, Images, Outputs
-from service.engines.triton_client import Served
+from service.engines.triton_client import Client, Served
+from service.engines.triton_connection import Connection
 from service.engines.triton_memory import Regions
 from service.engines.triton_server import Server
+from service.engines.triton_tls import Tls
 from service.errors import DeadlineExceeded, InvalidOption, Overloaded
 
 logger = logging.getLogger(__name__)
@@ -30,17 +32,21 @@ class Servers:
         urls: Host and port of each gRPC service.
         bundle: The model.
         regions: Memory that is shared with all of them; None where it is not.
+        tls: How they and this gateway know each other; None where they speak in the clear.
 
     Attributes:
         precision: Of the matrix products of all servers that are there, or were there last.
     """
 
-    def __init__(self, urls: tuple[str, ...], bundle: Bundle, regions: Regions | None) -> None:
+    def __init__(
+        self, urls: tuple[str, ...], bundle: Bundle, regions: Regions | None, tls: Tls | None
+    ) -> None:
         self.precision = "unknown"
         self._urls = urls
         self._bundle = bundle
         self._regions = regions
-        self._servers: dict[str, Server] = {}
+        self._tls = tls
+        self._servers: dict[tuple[str, str], Server] = {}  # by address, and name that leads there
         self._finding: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
 
@@ -126,24 +132,31 @@ class Servers:
             await self._find()
 
     async def _find(self) -> None:
-        found = [address for url in self._urls for address in await _addresses(url)]
-        for address in found:
-            if address in self._servers:
+        found: dict[str, str] = {}
+        for url in self._urls:
+            for address in await _addresses(url):
+                found.setdefault(address, _host(url))
+        for address, host in found.items():
+            if (address, host) in self._servers:
                 continue
-            self._servers[address] = Server(address, self._bundle, self._regions, self._agree)
+            connection = Connection(address, host, self._tls)
+            client = Client(connection, self._bundle, self._regions)
+            self._servers[address, host] = Server(client, self._agree)
         # Where no name leads anywhere, those known stay: it may be the names that fail.
-        for address in self._servers.keys() - set(found) if found else ():
-            leaving = asyncio.create_task(self._servers.pop(address).leave())
+        for gone in self._servers.keys() - found.items() if found else ():
+            leaving = asyncio.create_task(self._servers.pop(gone).leave())
             self._leaving.add(leaving)
             leaving.add_done_callback(self._leaving.discard)
 
 
+def _host(url: str) -> str:
+    return url.rpartition(":")[0].strip("[]")
+
+
 async def _addresses(url: str) -> list[str]:
-    host, _, port = url.rpartition(":")
+    host, port = _host(url), int(url.rpartition(":")[2])
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM
-        )
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         logger.warning("triton_urls: %s leads nowhere: %s", host, error.strerror)
         return []

@@ -16,10 +16,11 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from service.bundle import Bundle
 from tests.bundles import make_bundle
+from tests.certificates import Authority
 from tests.redis_servers import free_port
 from tests.service.gateways import PNG, assert_problem, photograph
 from tests.service.processes import Serving, foveal, serving
-from tests.triton_servers import TritonServer
+from tests.triton_servers import Encrypted, TritonServer
 
 # A request must be answered long before this: it is what "never hangs" means.
 PATIENCE = 20.0
@@ -263,3 +264,47 @@ def test_another_model_of_the_same_name_keeps_it_from_starting(
     assert told.stderr.splitlines()[-1].startswith(f"foveal: Triton at {triton.url} has the ")
     assert f"that of {other.path} is {other.digest}. Export this bundle" in told.stderr
     assert "Traceback" not in told.stderr
+
+
+def test_with_certificates_on_both_sides_photographs_travel_encrypted(
+    bundle: Bundle, encrypted: Encrypted, tmp_path: Path
+) -> None:
+    files = {
+        "FOVEAL_TRITON_CA": str(encrypted.authority.certificate),
+        "FOVEAL_TRITON_CERTIFICATE": str(encrypted.client.certificate),
+        "FOVEAL_TRITON_KEY": str(encrypted.client.key),
+    }
+    with gateway(bundle, tmp_path, encrypted.mutual_url, **files) as ours:
+        assert status(ours.address, "/readyz") == 200
+        answer = httpx.post(f"{ours.address}/embed", content=photograph(), headers=PNG)
+        assert answer.status_code == 200
+        assert ours.end() == 0
+
+
+def test_a_server_of_another_authority_is_not_used_and_one_line_says_so(
+    bundle: Bundle, encrypted: Encrypted, tmp_path: Path
+) -> None:
+    stranger = str(Authority(tmp_path / "stranger").certificate)
+    with gateway(bundle, tmp_path, encrypted.url, FOVEAL_TRITON_CA=stranger) as ours:
+        time.sleep(2.5)  # Meanwhile it is looked at twice again.
+        assert status(ours.address, "/livez") == 200
+        assert status(ours.address, "/readyz") == 503
+        lines = ours.log.splitlines()
+    assert len([line for line in lines if "triton_ca does not vouch for its cert" in line]) == 1
+    assert not any("andshake" in line for line in lines)  # gRPC's own, at every look
+
+
+def test_a_certificate_that_is_not_there_keeps_it_from_starting(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    told = foveal(
+        *("serve", "--port", 0, "--model", bundle.path, "--data", tmp_path / "data"),
+        FOVEAL_ENGINE="triton",
+        FOVEAL_TRITON_URLS=f"127.0.0.1:{free_port()}",
+        FOVEAL_TRITON_CA="/nowhere/ca.crt",
+    )
+    assert told.returncode == 1
+    assert told.stderr == (
+        "foveal: triton_ca: /nowhere/ca.crt cannot be read: No such file or directory; name a file "
+        "that this process may read\n"
+    )

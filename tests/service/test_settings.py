@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from pydantic import SecretStr, ValidationError
 
@@ -69,3 +71,14 @@ def test_tritons_addresses_come_joined_by_commas_and_the_engine_needs_one(
 def test_what_is_no_address_of_triton_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match="is no host:port of a gRPC service"):
         Settings(triton_urls=(url,))
+
+
+def test_a_certificate_for_triton_needs_its_key_and_the_servers_authority() -> None:
+    ca, certificate, key = (Path(name) for name in ("ca.crt", "tls.crt", "tls.key"))
+    for alone in ({"triton_certificate": certificate}, {"triton_key": key}):
+        with pytest.raises(ValidationError, match="triton_certificate and triton_key: neither is"):
+            Settings(triton_ca=ca, **alone)
+    with pytest.raises(ValidationError, match="without it the gateway speaks in the clear"):
+        Settings(triton_certificate=certificate, triton_key=key)
+    assert Settings(triton_ca=ca).triton_key is None
+    assert Settings(triton_ca=ca, triton_certificate=certificate, triton_key=key).triton_key == key
