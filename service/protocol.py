@@ -28,6 +28,7 @@ from service.errors import (
 from service.routes.problems import MEDIA_TYPE, render
 from service.settings import Settings
 from service.telemetry import metrics
+from service.telemetry.middleware import OTHER, Telemetry, request_id, tell_of_refusal
 
 LINGER = 1.0  # seconds
 PROBES = (b"/livez", b"/readyz", b"/metrics")
@@ -39,6 +40,7 @@ class Config(uvicorn.Config):
     def __init__(self, settings: Settings, **options: Any) -> None:
         super().__init__(**options)
         self.settings = settings
+        self.refuse_crowd = Telemetry(_refuse_crowd, access_log=settings.access_log, traces=None)
 
 
 class State(ServerState):
@@ -59,7 +61,10 @@ class Protocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._settings = config.settings
+        self._refuse_crowd = config.refuse_crowd
         self._state = server_state
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._refusal: FovealError | None = None
         self._in_headers = False
@@ -117,7 +122,7 @@ class Protocol(HttpToolsProtocol):
         crowded = len(self.connections) > self._settings.max_connections
         # An orchestrator that hears 503 from /livez would restart a server that is merely busy.
         refused = crowded and not self.url.startswith(PROBES)
-        self.app = _refuse_crowd if refused else self.config.loaded_app
+        self.app = self._refuse_crowd if refused else self.config.loaded_app
         super().on_headers_complete()
         if self._state.draining:
             self.cycle.keep_alive = False
@@ -167,11 +172,31 @@ class Protocol(HttpToolsProtocol):
         self._stop_timer()
         if self.transport.is_closing():
             return
+        unanswered = self.cycle is not None and not self.cycle.response_complete
+        if unanswered and (self.pipeline or not self.cycle.more_body):
+            # Whole requests came before: they are answered, and the last answer says it is that.
+            self.cycle.keep_alive = False
+            return
+        scope = {
+            "method": self.parser.get_method().decode() if self.url else OTHER,
+            "raw_path": self.url.partition(b"?")[0] or b"-",
+            "client": self.client,
+            "headers": self.headers,
+        }
+        name = request_id(scope)
+        if unanswered:
+            # Its application waits for a body that has gone wrong, and will tell of it itself.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        else:
+            access_log = self._settings.access_log
+            tell_of_refusal(scope, name, error.status, access_log=access_log)
         body = orjson.dumps(error.problem())
         head = (
             f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
             f"content-type: {MEDIA_TYPE}\r\n"
             f"content-length: {len(body)}\r\n"
+            f"x-request-id: {name}\r\n"
             "connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)

@@ -20,6 +20,7 @@ from service.index.base import IndexUnavailable
 from service.protocol import Config, Protocol, State
 from service.routes.gateway import Gateway
 from service.settings import Settings
+from service.stalled import reset_stalled
 from service.telemetry.traces import TracesUnavailable
 
 # What a person who starts the server is told in one line.
@@ -74,7 +75,11 @@ class Server(uvicorn.Server):
         """Serve between the application's start and its end."""
         # Not by uvicorn's lifespan, which tells of a failure by a traceback.
         async with self._app.router.lifespan_context(self._app):
+            resetting = asyncio.create_task(
+                reset_stalled(self._state.connections, self._gateway.settings.write_timeout)
+            )
             await super().serve(sockets)
+            resetting.cancel()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""

@@ -163,8 +163,8 @@ def _on_triton(bundle: Bundle, settings: Settings) -> Engine:
     # Read as gRPC is imported: its own line about every handshake that fails would fill the log,
     # which tells of the first.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    from service.engines.triton import TritonEngine
-    from service.engines.triton_tls import Tls
+    from service.engines.triton.engine import TritonEngine
+    from service.engines.triton.tls import Tls
 
     tls = None
     if settings.triton_ca:

@@ -47,6 +47,7 @@ BATCH_SIZE = Histogram(
     "foveal_batch_size", "Images in a run.", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
 )
 SHED = Counter("foveal_requests_shed", "Images refused, by reason.", ("reason",))
+UNREAD = Counter("foveal_unread_answers", "Connections reset because the client read nothing.")
 CACHE = Counter("foveal_cache_requests", "Images by how the cache answered.", ("result",))
 
 

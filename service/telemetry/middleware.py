@@ -16,6 +16,7 @@ from service.telemetry.traces import Traces
 
 ACCEPTED_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+OTHER = "_OTHER"  # OpenTelemetry's name for any other
 NO_ANSWER = 499  # nginx's name for a client that went away
 
 access = logging.getLogger("foveal.access")
@@ -45,7 +46,7 @@ class Telemetry:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        record = Record(_request_id(scope))
+        record = Record(request_id(scope))
         current.set(record)
         span = self._traces.start(scope, record) if self._traces else None
         status = NO_ANSWER
@@ -68,9 +69,7 @@ class Telemetry:
             logger.exception("%s %s failed", scope["method"], _route(scope))
         finally:
             seconds = time.perf_counter() - started
-            route, method = _route(scope), scope["method"]
-            if method not in METHODS:
-                method = "_OTHER"
+            route, method = _route(scope), _method(scope)
             self._duration(method, route, status).observe(seconds)
             if self._traces and span:
                 self._traces.end(span, record, method, route, status)
@@ -86,11 +85,35 @@ class Telemetry:
         return child
 
 
-def _request_id(scope: Scope) -> str:
+def request_id(scope: Scope) -> str:
+    """The client's own id where it is sane, else a new one."""
     for name, value in scope["headers"]:
         if name == b"x-request-id" and ACCEPTED_ID.fullmatch(value):
             return str(value, "ascii")
     return os.urandom(16).hex()
+
+
+def tell_of_refusal(scope: Scope, name: str, status: int, *, access_log: bool) -> None:
+    """Tell of a request that was answered before the application heard of it.
+
+    The time of a request runs from the end of its headers, so it is none here.
+
+    Args:
+        scope: `method`, `raw_path` and `client`.
+        name: Its id.
+        status: Of the answer.
+        access_log: Whether each request is worth a line in the log.
+    """
+    metrics.REQUESTS.labels(_method(scope), "unknown", status).observe(0)
+    if access_log:
+        token = current.set(record := Record(name))
+        _log(scope, record, "unknown", status, 0)
+        current.reset(token)
+
+
+def _method(scope: Scope) -> str:
+    """The method, of which there are few."""
+    return scope["method"] if scope["method"] in METHODS else OTHER
 
 
 def _server_timing(record: Record, total: float) -> bytes:

@@ -36,6 +36,7 @@ RENDERINGS: dict[str, tuple[str, ...]] = {
     "external-redis": ("base", "components/external-redis"),
     "keda": ("overlays/cpu", "components/keda", "components/monitoring"),
     "keda-triton": ("overlays/gpu", "components/keda-triton", "components/monitoring"),
+    "triton-tls": ("overlays/gpu", "components/triton-tls"),
     "model-image": ("overlays/cpu", "components/model-image"),
     "model-download": ("overlays/cpu", "components/model-download"),
     "open": ("overlays/cpu", "components/api-keys", "components/url-fetch"),

@@ -5,7 +5,7 @@ import subprocess
 import httpx
 import pytest
 
-from service.engines.triton_servers import FIND_PAUSE
+from service.engines.triton.servers import FIND_PAUSE
 from tests.deploy.manifests import (
     Manifest,
     containers,
@@ -23,8 +23,8 @@ __all__ = ["triton"]
 PORTS = {"http": 8000, "grpc": 8001, "metrics": 8002}
 
 
-def server() -> Manifest:
-    (found,) = pod(workload("gpu", "foveal-triton"))["containers"]
+def server(name: str = "gpu") -> Manifest:
+    (found,) = pod(workload(name, "foveal-triton"))["containers"]
     return dict(found)
 
 
@@ -40,8 +40,9 @@ def test_every_probe_asks_what_the_real_server_answers(triton: TritonServer, pro
     assert answer.status_code == 200
 
 
-def test_the_real_server_knows_every_argument(triton: TritonServer) -> None:
-    name, *arguments = server()["args"]
+@pytest.mark.parametrize("rendering", ["gpu", "triton-tls"])
+def test_the_real_server_knows_every_argument(triton: TritonServer, rendering: str) -> None:
+    name, *arguments = server(rendering)["args"]
     assert name == "tritonserver"
     known = subprocess.run(
         [triton._command[0], "--help"], env=triton._env, capture_output=True, text=True, check=False
@@ -73,3 +74,26 @@ def test_the_models_are_copied_to_where_the_server_looks() -> None:
     )
     assert copy["command"] == ["cp", "-r", "/models/.", copied["mountPath"]]
     assert f"--model-repository={found['mountPath']}" in run["args"]
+
+
+def test_with_tls_both_sides_are_given_certificates_of_their_own() -> None:
+    told = {
+        "foveal-gateway": environment("triton-tls").values(),
+        "foveal-triton": [argument.partition("=")[2] for argument in server("triton-tls")["args"]],
+    }
+    secrets = {}
+    for called, values in told.items():
+        files = {value for value in values if value.endswith((".crt", ".key"))}
+        (folder,) = {file.rpartition("/")[0] for file in files}
+        # What cert-manager puts into a Secret of the type kubernetes.io/tls.
+        assert files == {f"{folder}/{name}" for name in ("ca.crt", "tls.crt", "tls.key")}
+        found = pod(workload("triton-tls", called))
+        (mount,) = (m for m in found["containers"][0]["volumeMounts"] if m["mountPath"] == folder)
+        # One file alone would never be renewed.
+        assert "subPath" not in mount
+        (volume,) = (v for v in found["volumes"] if v["name"] == mount["name"])
+        secrets[called] = volume["secret"]["secretName"]
+    assert secrets == {
+        "foveal-gateway": "foveal-gateway-tls",
+        "foveal-triton": "foveal-triton-tls",
+    }

@@ -1,5 +1,6 @@
 """Connections that keep us waiting, say too much or are too many."""
 
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from service.bundle import Bundle
 from tests.service.gateways import assert_problem
@@ -129,6 +131,7 @@ def test_beyond_the_most_connections_requests_are_refused_and_probes_are_not(
         refused = parse(read_all(first))
         assert refused.status_code == 503
         assert refused.headers["retry-after"] == "1"
+        assert refused.headers["x-request-id"]
         assert refused.json()["error"]["code"] == "overloaded"
         second.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
         assert read_answer(second).startswith(b"HTTP/1.1 200")
@@ -141,3 +144,63 @@ def test_pipelined_requests_are_answered_in_their_order(connect: Connect) -> Non
     answers = read_all(connection)  # until the connection has been idle for long
     marks = [answers.index(mark) for mark in (b"alive", b"ready", b"not_found")]
     assert marks == sorted(marks)
+
+
+def test_what_is_behind_a_whole_request_and_no_http_costs_it_nothing(connect: Connect) -> None:
+    connection = connect()
+    connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n\x16\x03\x01\r\n\r\n")
+    answer = parse(read_all(connection))
+    assert answer.json() == {"status": "alive"}
+    assert answer.headers["connection"] == "close"
+
+
+def test_answers_outside_of_the_application_are_told_of_like_all_others(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    head = b"X-Request-Id: mine\r\nHost: x\r\n"
+    post = b"POST /embed HTTP/1.1\r\n" + head + b"Transfer-Encoding: chunked\r\n\r\n"
+    cases = {
+        b"\x16\x03\x01 hello\r\n\r\n": ("_OTHER", "-", 400),
+        b"FETCH /embed HTTP/1.1\r\n" + head + b"\r\n": ("_OTHER", "-", 400),
+        b"GET /embed?a=secret HTTP/1.1\r\n" + head + b"a b: c\r\n\r\n": ("GET", "/embed", 400),
+        b"GET /embed?a=secret HTTP/1.1\r\n" + head: ("GET", "/embed", 408),
+        b"PUT /a HTTP/1.1\r\n" + head + b"A: " + 5000 * b"a" + b"\r\n\r\n": ("PUT", "/a", 431),
+        # Its body alone is none: the application, which heard of it, tells that it was given up.
+        post + b"none\r\n\r\n": ("POST", "/embed", 499),
+    }
+    settings = {
+        "FOVEAL_HEADER_TIMEOUT": "1",
+        "FOVEAL_MAX_HEADER_BYTES": "4096",
+        "FOVEAL_ACCESS_LOG": "true",
+        "FOVEAL_LOG_FORMAT": "json",
+    }
+    with serving("--model", bundle.path, "--data", tmp_path, **settings) as server:
+        url = httpx.URL(server.address)
+        answers = []
+        for case in cases:
+            with socket.create_connection((url.host, url.port), timeout=10) as connection:
+                connection.sendall(case)
+                answers.append(parse(read_all(connection)))
+        text = httpx.get(url.join("/metrics")).text
+        lines = [json.loads(line) for line in server.log.splitlines()]
+    told = [line for line in lines if line["logger"] == "foveal.access"][: len(cases)]
+    assert [(line["method"], line["path"], line["status"]) for line in told] == [*cases.values()]
+    assert "secret" not in json.dumps(lines)
+    assert not [line for line in lines if line["level"] == "error"]
+    # Of the first two no header was read.
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert ids == [line["request_id"] for line in told]
+    assert ids[2:] == ["mine"] * 4
+    counted = {
+        tuple(value for _, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == "http_server_request_duration_seconds_count"
+    }
+    assert counted == {
+        ("_OTHER", "400", "unknown"): 2,
+        ("GET", "400", "unknown"): 1,
+        ("GET", "408", "unknown"): 1,
+        ("PUT", "431", "unknown"): 1,
+        ("POST", "499", "/embed"): 1,
+    }

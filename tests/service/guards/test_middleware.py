@@ -116,6 +116,19 @@ def test_a_caller_over_its_rate_is_told_when_to_come_back(serve: Serve) -> None:
         assert client.get("/livez").status_code == 200
 
 
+def test_a_key_that_is_taken_back_opens_no_more(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.guards.keys.LOOK", 0)
+    file = tmp_path / "keys"
+    file.write_text(f"{READ[1].line()}\n{WRITE[1].line()}\n")
+    with serve(keys_file=file) as client:
+        assert client.get("/v1/models", headers=bearer(READ[0])).status_code == 200
+        file.write_text(f"{WRITE[1].line()}\n")
+        assert client.get("/v1/models", headers=bearer(READ[0])).status_code == 401
+        assert client.delete("/collections/none", headers=bearer(WRITE[0])).status_code != 401
+
+
 def test_each_key_has_a_rate_of_its_own(serve: Serve, keys_file: Path) -> None:
     with serve(keys_file=keys_file, rate_limit="1/h") as client:
         for secret in (READ[0], WRITE[0]):

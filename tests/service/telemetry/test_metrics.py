@@ -22,6 +22,7 @@ NAMES = {
     "foveal_inference_duration_seconds": "histogram",
     "foveal_batch_size": "histogram",
     "foveal_requests_shed": "counter",
+    "foveal_unread_answers": "counter",
     "foveal_cache_requests": "counter",
     "foveal_model_info": "gauge",
 }

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from service.bundle import Bundle
-from service.engines import triton_server, triton_servers
 from service.engines.onnx import OnnxEngine
-from service.engines.triton import TritonEngine
-from service.engines.triton_tls import Tls
+from service.engines.triton import server, servers
+from service.engines.triton.engine import TritonEngine
+from service.engines.triton.tls import Tls
 from tests.certificates import Authority
 from tests.service.engines.batches import OUTPUTS, images
 from tests.triton_servers import Encrypted, TritonServer
@@ -34,7 +34,7 @@ async def opened(bundle: Bundle, url: str, tls: Tls | None) -> AsyncIterator[Tri
 
 @pytest.fixture(autouse=True)
 def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_server, "PAUSE", 0.1)
+    monkeypatch.setattr(server, "PAUSE", 0.1)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -129,14 +129,14 @@ async def test_renewed_certificates_are_used_for_the_next_connection(
 async def test_a_certificate_is_for_the_name_that_leads_to_the_server_now(
     bundle: Bundle, encrypted: Encrypted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_servers, "FIND_PAUSE", 0.05)
+    monkeypatch.setattr(servers, "FIND_PAUSE", 0.05)
     server = [encrypted.one_sided.url]
     found = {"localhost:8001": [], "triton:8001": server}
 
     async def addresses(url: str) -> list[str]:
         return found[url]
 
-    monkeypatch.setattr(triton_servers, "_addresses", addresses)
+    monkeypatch.setattr(servers, "_addresses", addresses)
     tls = Tls(encrypted.authority.certificate, None, None)
     engine = TritonEngine(bundle, tuple(found), shared_memory=False, tls=tls)
     await engine.warm_up()

@@ -9,7 +9,7 @@ from typing import Any
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc.aio import InferenceServerClient  # type: ignore[import-untyped]
 
-from service.engines.triton_tls import Pem, Tls
+from service.engines.triton.tls import Pem, Tls
 
 CHANNEL = [
     ("grpc.max_send_message_length", -1),

@@ -1,4 +1,4 @@
-"""Triton: the model runs in servers of its own, which several gateways may share."""
+"""What runs a model in Triton servers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import logging
 
 from service.bundle import Bundle
 from service.engines.base import EngineUnavailable, Images, Outputs, ServerStatistics
-from service.engines.triton_memory import Regions, sweep
-from service.engines.triton_servers import Servers
-from service.engines.triton_tls import Tls
+from service.engines.triton.memory import Regions, sweep
+from service.engines.triton.servers import Servers
+from service.engines.triton.tls import Tls
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from service.engines.base import EngineUnavailable
-from service.engines.triton_tls import Pem, Tls
+from service.engines.triton.tls import Pem, Tls
 from tests.certificates import Authority, Certificate
 
 

@@ -12,7 +12,7 @@ from tritonclient.grpc import InferenceServerException  # type: ignore[import-un
 
 from service.breaker import Breaker
 from service.engines.base import Images, Outputs, ServerStatistics
-from service.engines.triton_client import Client, Gone, Served
+from service.engines.triton.client import Client, Gone, Served
 from service.errors import Overloaded
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.engines.triton_memory import FOLDER, Region, Regions, sweep
+from service.engines.triton.memory import FOLDER, Region, Regions, sweep
 from tests.service.engines.batches import images
 
 
@@ -70,7 +70,7 @@ def test_without_room_pixels_go_another_way_and_one_line_tells(
 def test_what_a_killed_process_left_is_swept_and_what_a_living_one_has_is_not() -> None:
     program = """
 import os, signal
-from service.engines.triton_memory import Region
+from service.engines.triton.memory import Region
 print(Region(1000).name, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """

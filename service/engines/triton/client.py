@@ -19,8 +19,8 @@ from tritonclient.grpc import (  # type: ignore[import-untyped]
 from service.bundle import Bundle, BundleError
 from service.engines.base import EngineUnavailable, Images, Outputs, ServerStatistics
 from service.engines.signature import Node, check_signature
-from service.engines.triton_connection import Connection
-from service.engines.triton_memory import Region, Regions
+from service.engines.triton.connection import Connection
+from service.engines.triton.memory import Region, Regions
 from service.errors import DeadlineExceeded, InvalidOption, Overloaded
 
 ASK_LIMIT = 2.0  # seconds

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 from service.bundle import Bundle
 from service.engines.base import EngineUnavailable, Images, Outputs
-from service.engines.triton_client import Client, Served
-from service.engines.triton_connection import Connection
-from service.engines.triton_memory import Regions
-from service.engines.triton_server import Server
-from service.engines.triton_tls import Tls
+from service.engines.triton.client import Client, Served
+from service.engines.triton.connection import Connection
+from service.engines.triton.memory import Regions
+from service.engines.triton.server import Server
+from service.engines.triton.tls import Tls
 from service.errors import DeadlineExceeded, InvalidOption, Overloaded
 
 logger = logging.getLogger(__name__)

@@ -12,11 +12,11 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferenceServerException
 
 from service.bundle import GRAPH, Bundle, Manifest
-from service.engines import triton_client, triton_server, triton_servers
 from service.engines.base import EngineUnavailable, ServerStatistics
 from service.engines.onnx import OnnxEngine
-from service.engines.triton import TritonEngine
-from service.engines.triton_memory import FOLDER, PREFIX
+from service.engines.triton import client, server, servers
+from service.engines.triton.engine import TritonEngine
+from service.engines.triton.memory import FOLDER, PREFIX
 from service.errors import DeadlineExceeded, InvalidOption, Overloaded
 from tests.bundles import DIM
 from tests.redis_servers import free_port
@@ -41,8 +41,8 @@ async def opened(
 @pytest.fixture
 def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is lost is noticed in half a second instead of six."""
-    monkeypatch.setattr(triton_server, "PAUSE", 0.1)
-    monkeypatch.setattr(triton_client, "ASK_LIMIT", 0.4)
+    monkeypatch.setattr(server, "PAUSE", 0.1)
+    monkeypatch.setattr(client, "ASK_LIMIT", 0.4)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -179,13 +179,13 @@ async def test_without_a_server_nothing_is_accepted_until_one_comes(
 async def test_names_that_lead_nowhere_are_asked_again(
     bundle: Bundle, triton: TritonServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triton_servers, "FIND_PAUSE", 0.05)
+    monkeypatch.setattr(servers, "FIND_PAUSE", 0.05)
     found: dict[str, list[str]] = {"model-servers:8001": []}
 
     async def addresses(url: str) -> list[str]:
         return found[url]
 
-    monkeypatch.setattr(triton_servers, "_addresses", addresses)
+    monkeypatch.setattr(servers, "_addresses", addresses)
     async with opened(bundle, *found) as engine:
         assert not engine.ready
         found["model-servers:8001"] = [triton.url, f"127.0.0.1:{free_port()}"]

@@ -1,0 +1,1 @@
+"""Triton: the model runs in servers of its own, which several gateways may share."""
