@@ -17,8 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from service import __version__
-from service.bundle import DEFAULT, Bundle
+from service.bundle import DEFAULT
 from tests.compose_stack import GATEWAY, ROLLING, Stack, build_gateway
 from tests.docker_engine import PYTHON, ROOT, DockerEngine
 from tests.integration.load import Load
@@ -208,31 +207,6 @@ def test_gateways_are_replaced_without_a_failed_request(docker, image, stack):
     assert set(load.outcomes) == {"200"}
     assert rolling.container("gateway") not in ("", old)
     rolling("down")
-
-
-def test_tritons_models_are_put_into_a_new_volume(docker):
-    image, volume = f"foveal/triton-models:{__version__}", "foveal-test-repository"
-    dockerfile = ROOT / "docker/triton-models.Dockerfile"
-    docker.build(image, ROOT, "--file", dockerfile, "--build-arg", f"FINAL={PYTHON}")
-    inside = f"{volume}:/repository"
-    try:
-        docker(
-            "run",
-            "--rm",
-            "--read-only",
-            "-v",
-            inside,
-            image,
-            "cp",
-            "-r",
-            "/models/.",
-            "/repository",
-        )
-        served = Bundle.load(DEFAULT)
-        digest = f"/repository/{served.manifest.name}/1/digest"
-        assert docker("run", "--rm", "-v", inside, image, "cat", digest) == served.digest
-    finally:
-        docker("volume", "rm", "--force", volume)
 
 
 def test_prometheus_can_answer_what_dashboard_and_alerts_ask(stack):

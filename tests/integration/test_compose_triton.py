@@ -1,0 +1,106 @@
+"""`docker compose --profile gpu up` for real, but for the GPU: Triton runs on processors."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from service import __version__
+from service.bundle import DEFAULT, Bundle
+from tests.compose_stack import Stack, build_gateway
+from tests.docker_engine import PYTHON, ROOT, DockerEngine
+from tests.service.gateways import PNG, photograph
+from tests.service.processes import serving
+from tests.triton_image import TRITON, build_triton
+
+# What a machine without a GPU cannot have; everything else stays as users get it.
+PROCESSORS = """
+services:
+  triton:
+    command: !override
+      - tritonserver
+      - --model-repository=/models
+      - --model-config-name=cpu
+      - --exit-timeout-secs=50
+    deploy:
+      resources:
+        limits: {cpus: "2"}
+        reservations: !reset null
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(docker: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    build_gateway(docker)
+    build_triton(docker)
+    models = f"foveal/triton-models:{__version__}"
+    dockerfile = ROOT / "docker/triton-models.Dockerfile"
+    docker.build(models, ROOT, "--file", dockerfile, "--build-arg", f"FINAL={PYTHON}")
+    processors: Path = tmp_path_factory.mktemp("compose") / "processors.yml"
+    processors.write_text(PROCESSORS)
+    stack = Stack(
+        docker,
+        str(processors),
+        COMPOSE_PROFILES="gpu",
+        FOVEAL_ENGINE="triton",
+        FOVEAL_TRITON_IMAGE=TRITON,
+    )
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.down()
+
+
+def test_what_the_stack_answers_is_what_the_gateway_computes_by_itself(stack, tmp_path):
+    image = photograph()
+    with serving("--data", tmp_path, "--engine", "onnx", "--precision", "fp32") as alone:
+        expected = httpx.post(f"{alone.address}/embed", content=image, headers=PNG).json()
+    found = stack.ask("/embed", image)
+    assert found["digest"] == expected["digest"] == Bundle.load(DEFAULT).digest
+    one, other = (answer["embeddings"][0]["embedding"] for answer in (found, expected))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+    assert stack.ask("/attention", image, heads="mean")["images"][0]["attention"]
+
+
+def test_pixels_reach_triton_in_memory_that_both_containers_share(stack):
+    stack.ask("/embed", photograph(1))
+    regions = inside_triton(stack, "/v2/systemsharedmemory/status")
+    assert regions
+    assert all(region["key"].startswith("/foveal-") for region in regions)
+
+
+def test_triton_may_do_next_to_nothing_and_nobody_outside_reaches_it(stack):
+    triton = stack.container("triton")
+    status = stack.docker("exec", triton, "cat", "/proc/1/status")
+    assert "Uid:\t10001" in status
+    assert "CapEff:\t0000000000000000" in status
+    found = stack.docker.inspect(triton)
+    assert found["HostConfig"]["ReadonlyRootfs"]
+    assert found["HostConfig"]["PortBindings"] in (None, {})
+    assert list(found["NetworkSettings"]["Networks"]) == ["foveal-test_back"]
+
+
+def test_without_triton_the_gateway_says_so_and_serves_again_when_it_is_back(stack):
+    before = stack.docker.inspect(stack.container("gateway"))["State"]["StartedAt"]
+    os.kill(stack.state("triton")["Pid"], signal.SIGKILL)
+    refused = [stack.post("/embed", photograph(seed)) for seed in range(100, 103)]
+    # Docker starts it again at once, which takes a second or two.
+    assert {answer.status_code for answer in refused} <= {200, 503}
+    assert 503 in {answer.status_code for answer in refused}
+    assert all(answer.headers["Retry-After"] for answer in refused if answer.status_code == 503)
+    stack.wait_until_ready()
+    assert stack.ask("/embed", photograph(110))
+    assert stack.docker.inspect(stack.container("triton"))["RestartCount"] == 1
+    assert stack.docker.inspect(stack.container("gateway"))["State"]["StartedAt"] == before
+
+
+def inside_triton(stack: Stack, path: str) -> list[dict]:
+    """What Triton answers to one who asks from its own container."""
+    asked = ("curl", "--fail", "--silent", f"http://127.0.0.1:8000{path}")
+    return json.loads(stack.docker("exec", stack.container("triton"), *asked))
