@@ -3,8 +3,8 @@
 Each limit is checked before the work that it bounds: bytes, then pixels by the header, then the
 patches of the fitted picture, and only then is anything decoded. A picture comes out as a viewer
 would show it: turned as EXIF says, the first frame of several, transparency over white, deep greys
-scaled to eight bits. Colour profiles are not applied and JPEGs are decoded in full, so that the
-pixels are those of DINO's own preprocessing.
+scaled to eight bits. Colour profiles are not applied and JPEGs are decoded in full, as DINO's own
+preprocessing does.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from PIL.GifImagePlugin import GifImageFile
 
 from service.bundle import InputSpec
 from service.errors import InvalidOption, TooLarge, UndecodableImage, UnsupportedMediaType
+from service.resampling import resize
 
 Fit = Literal["crop", "whole"]
 
@@ -75,17 +76,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """The size that a photograph is resized to, and the box that is cut from it."""
+    """The size that a photograph is resized to, and the part of it that is cut out."""
 
     size: tuple[int, int]
-    box: tuple[int, int, int, int]
+    part: tuple[int, int, int, int]
 
 
 def prepare(data: bytes, spec: InputSpec, view: View, limits: Limits) -> NDArray[np.uint8]:
     """Decode one photograph and fit it to the model.
 
-    Resize and crop follow torchvision's `Resize` and `CenterCrop` to the pixel: bicubic, the long
-    side truncated, the crop's corner rounded to even. Safe to call from many threads.
+    Resize and crop follow torchvision's `Resize` and `CenterCrop` as closely as `resampling` says:
+    bicubic, the long side truncated, the crop's corner rounded to even. Safe to call from many
+    threads.
 
     Args:
         data: The encoded image.
@@ -121,7 +123,7 @@ def prepare(data: bytes, spec: InputSpec, view: View, limits: Limits) -> NDArray
 def fit(image: Image.Image, spec: InputSpec, view: View, limits: Limits) -> Image.Image:
     """Resize and crop a decoded picture, as `prepare` does, which tells what is refused."""
     plan = _plan(image.size, spec, view, limits)
-    return image.resize(plan.size, Image.Resampling.BICUBIC).crop(plan.box)
+    return resize(image, plan.size, plan.part)
 
 
 def _plan(size: tuple[int, int], spec: InputSpec, view: View, limits: Limits) -> _Plan:
@@ -269,7 +271,7 @@ def opaque(image: Image.Image) -> Image.Image:
         return page
     if image.mode == "1":
         return image.convert("L")
-    return image if image.mode in ("L", "RGB", "RGBX") else image.convert("RGB")
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
 def _grey(values: NDArray[np.generic], whites: tuple[int, ...]) -> Image.Image:

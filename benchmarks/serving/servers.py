@@ -110,6 +110,13 @@ TRITON = replace(
 )
 PEERS = (NAIVE, MOSEC, LITSERVE, BENTOML, RAY, TRITON)
 
+
+def with_our_preprocessing(peer: Server) -> Server:
+    """A peer that decodes and resizes as the gateway does: what is left is between the servers."""
+    settings = tuple({**setting, "BENCH_PREPROCESSING": "gateway"} for setting in peer.settings)
+    return replace(peer, name=f"{peer.name}, our preprocessing", settings=settings)
+
+
 COMMON = {
     "BENTOML_DO_NOT_TRACK": "True",
     "DO_NOT_TRACK": "1",

@@ -10,8 +10,7 @@ import numpy as np
 from bentoml.exceptions import InvalidArgument
 from bentoml.validators import ContentType
 
-from benchmarks.serving.peers.model import BATCH, WORKERS, Model
-from service.errors import FovealError
+from benchmarks.serving.peers.model import BATCH, WORKERS, Model, Undecodable
 
 Photo = Annotated[Path, ContentType("image/jpeg")]
 TRAFFIC = {"timeout": 60}
@@ -20,7 +19,7 @@ TRAFFIC = {"timeout": 60}
 def decode(model: Model, photo: Path) -> np.ndarray:
     try:
         return model.decode(photo.read_bytes())
-    except FovealError as error:
+    except Undecodable as error:
         raise InvalidArgument(str(error)) from None
 
 

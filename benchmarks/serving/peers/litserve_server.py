@@ -6,8 +6,7 @@ from typing import Annotated
 import litserve as ls
 from fastapi import Body, HTTPException, Response
 
-from benchmarks.serving.peers.model import BATCH, PORT, WORKERS, Model
-from service.errors import FovealError
+from benchmarks.serving.peers.model import BATCH, PORT, WORKERS, Model, Undecodable
 
 Photo = Annotated[bytes, Body(media_type="image/jpeg")]
 
@@ -19,7 +18,7 @@ class Embed(ls.LitAPI):
     def decode_request(self, request: Photo):
         try:
             return self.model.decode(request)
-        except FovealError as error:
+        except Undecodable as error:
             raise HTTPException(400, str(error)) from None
 
     def batch(self, inputs):

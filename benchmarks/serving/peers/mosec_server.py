@@ -3,8 +3,7 @@
 # ruff: noqa: D101, D102 - the methods are mosec's and the names say what they do
 from mosec import Server, ValidationError, Worker
 
-from benchmarks.serving.peers.model import BATCH, WORKERS, Model
-from service.errors import FovealError
+from benchmarks.serving.peers.model import BATCH, WORKERS, Model, Undecodable
 
 
 class Decode(Worker):
@@ -17,7 +16,7 @@ class Decode(Worker):
     def forward(self, data):
         try:
             return self.model.decode(data)
-        except FovealError as error:
+        except Undecodable as error:
             raise ValidationError(str(error)) from None
 
 

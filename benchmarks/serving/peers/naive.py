@@ -4,8 +4,7 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from benchmarks.serving.peers.model import BATCH, PORT, Model
-from service.errors import FovealError
+from benchmarks.serving.peers.model import BATCH, PORT, Model, Undecodable
 
 app = FastAPI()
 model = Model(threads=BATCH)
@@ -19,7 +18,7 @@ def work(data: bytes) -> bytes:
 async def embed(request: Request) -> Response:
     try:
         found = await run_in_threadpool(work, await request.body())
-    except FovealError as error:
+    except Undecodable as error:
         raise HTTPException(400, str(error)) from None
     return Response(found, media_type="application/octet-stream")
 

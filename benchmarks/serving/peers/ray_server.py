@@ -9,8 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from benchmarks.serving.peers.model import BATCH, PORT, WORKERS, Model
-from service.errors import FovealError
+from benchmarks.serving.peers.model import BATCH, PORT, WORKERS, Model, Undecodable
 
 
 @serve.deployment(
@@ -27,7 +26,7 @@ class Embed:
     async def __call__(self, request: Request) -> Response:
         try:
             pixels = await run_in_threadpool(self.model.decode, await request.body())
-        except FovealError as error:
+        except Undecodable as error:
             return PlainTextResponse(str(error), 400)
         return Response(await self.run(pixels), media_type="application/octet-stream")
 

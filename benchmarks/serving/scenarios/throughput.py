@@ -8,7 +8,15 @@ from typing import Any
 from benchmarks.serving import bare, settings
 from benchmarks.serving.models import model
 from benchmarks.serving.results import medians, target, write
-from benchmarks.serving.servers import AUTO, FP32, PEERS, Running, lineup
+from benchmarks.serving.servers import (
+    AUTO,
+    FP32,
+    MOSEC,
+    PEERS,
+    Running,
+    lineup,
+    with_our_preprocessing,
+)
 
 NAMES = {peer.name for peer in PEERS}
 
@@ -72,9 +80,12 @@ def null(rounds: int, seconds: float) -> None:
 def measure(name: str, connections: tuple[int, ...], rounds: int, seconds: float) -> Rounds:
     """Rounds of all sides, every other one in the opposite order."""
     bundle, chosen = model(name), settings.best(name)
+    peers = settings.at_their_best(name)
+    # The quickest of them all, for comparison only.
+    (mosec,) = (with_our_preprocessing(peer) for peer in peers if peer.name == MOSEC.name)
     ours = [FP32, AUTO] if name == "vit" else [FP32]
     found: Rounds = []
-    with lineup([*ours, *settings.at_their_best(name)], bundle) as sides:
+    with lineup([*ours, *peers, mosec], bundle) as sides:
         for number in range(rounds):
             speed = bare.measure(bundle, chosen["bare"]["batch"], seconds)
             figures = {"bare": {"images/s": speed.rate, "CPU ms": 1000 * speed.cpu}}
