@@ -10,14 +10,15 @@ import asyncio
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.deadline import Deadline
 from service.engines.base import Engine, Outputs
 from service.errors import DeadlineExceeded, InvalidOption, Overloaded
 from service.run_time import RunTime
@@ -29,24 +30,6 @@ Image = NDArray[np.uint8]
 # Runs slow down while a flood is read and refused beside them: what is accepted at the very edge
 # would be too late.
 CAUTION = 1.25
-
-
-@asynccontextmanager
-async def within(deadline: float) -> AsyncIterator[None]:
-    """Leave the block at `deadline`, in the event loop's time.
-
-    Raises:
-        DeadlineExceeded: The block was not done by then.
-    """
-    try:
-        async with asyncio.timeout_at(deadline) as limit:
-            yield
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise DeadlineExceeded(
-            "The answer was not ready before the deadline; allow more time or send fewer images."
-        ) from None
 
 
 @dataclass(eq=False, slots=True)
@@ -174,7 +157,7 @@ class Batcher:
         # Not at once: what arrives in the same turn of the loop may share the batch.
         asyncio.get_running_loop().call_soon(self._dispatch)
         try:
-            async with within(deadline):
+            async with Deadline(deadline):
                 answer = await item.answer
             note("queue", item.queued, item.started)
             note("infer", item.started, time.perf_counter())

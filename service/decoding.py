@@ -49,11 +49,20 @@ class Decoding:
             patches=settings.max_patches,
         )
         self._spec = bundle.manifest.input
+        self._size = 3 * self._spec.crop**2
         self._batcher = batcher
         self._engine = engine
         self._decoder = decoder
         self._threads = settings.threads
         self._turns = Turns(self._ahead)
+
+    def require_room(self, deadline: float) -> None:
+        """Refuse a photograph that would not be answered in time, before anything is done for it.
+
+        Raises:
+            Overloaded: As the batcher says.
+        """
+        self._batcher.admit(self._size, deadline, ahead=self._batcher.expected)
 
     async def pixels(self, data: bytes, view: View, deadline: float) -> Image:
         """The fitted photograph, uint8 [height, width, 3], at once.
@@ -91,7 +100,7 @@ class Decoding:
     def _expecting(self, deadline: float) -> AbstractContextManager[None]:
         # Asked before decoding: in a flood, the work for those who are refused would take the
         # processor from those who are served.
-        return self._batcher.expecting(3 * self._spec.crop**2, deadline)
+        return self._batcher.expecting(self._size, deadline)
 
     def _decode(self, data: bytes, view: View) -> asyncio.Future[Image]:
         return asyncio.get_running_loop().run_in_executor(

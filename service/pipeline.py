@@ -10,9 +10,10 @@ from collections.abc import Coroutine
 from concurrent.futures import Executor
 from functools import partial
 
-from service.batching import Batcher, Image, within
+from service.batching import Batcher, Image
 from service.bundle import Bundle
 from service.cache import Cache
+from service.deadline import Deadline
 from service.decoding import Decoding
 from service.engines.base import Engine, Outputs, ServerStatistics
 from service.errors import DeadlineExceeded, InvalidOption, Overloaded
@@ -172,27 +173,31 @@ class Pipeline:
         keys = {output: f"{key}:{output}" for output in outputs}
         held = self._cache.recall(keys.values())
         known = {output: held[key] for output, key in keys.items() if key in held}
-        if len(known) < len(keys):
-            return self._complete(known, keys, data, view, deadline)
-        self._count("hit")
-        return known
+        if len(known) == len(keys):
+            self._count("hit")
+            return known
+        missing = {output: key for output, key in keys.items() if output not in known}
+        if not self._cache.shared and not self._flights.covering(missing.values()):
+            # What nobody else may have is refused before anything is begun for it: in a flood that
+            # is most of the work.
+            self._decoding.require_room(deadline)
+        return self._complete(known, missing, data, view, deadline)
 
     async def _recall_large(
         self, data: bytes, view: View, outputs: tuple[str, ...], deadline: float
     ) -> Outputs:
-        async with within(deadline):
+        async with Deadline(deadline):
             # Not in the decoding pool: a hit must not wait for the decoding of others.
             name = await asyncio.to_thread(_sha256, data)
         found = self._recall(name, data, view, outputs, deadline)
         return found if isinstance(found, dict) else await found
 
     async def _complete(
-        self, known: Outputs, keys: dict[str, str], data: bytes, view: View, deadline: float
+        self, known: Outputs, missing: dict[str, str], data: bytes, view: View, deadline: float
     ) -> Outputs:
-        missing = {output: key for output, key in keys.items() if output not in known}
-        async with within(deadline):
-            answer = await self._join(data, view, missing, deadline) | known
-        return {output: answer[output] for output in keys}
+        async with Deadline(deadline):
+            answer = await self._join(data, view, missing, deadline)
+        return {output: answer[output] for output in missing} | known
 
     async def _join(
         self, data: bytes, view: View, keys: dict[str, str], deadline: float

@@ -92,7 +92,9 @@ def cast(vectors: Floats, dtype: Dtype) -> tuple[NDArray[Any], float | None]:
         case "float16":
             return vectors.astype(np.float16), None
         case "int8":
-            scale = float(np.abs(vectors).max()) / 127 or 1.0
+            scale = float(np.abs(vectors).max()) / 127
+            if scale < SMALLEST:  # float32 has few digits or none for it
+                scale = 1.0
             return np.rint(vectors / np.float32(scale)).astype(np.int8), scale
     assert_never(dtype)
 

@@ -6,10 +6,9 @@ Both clients share everything here; they differ only in how they send.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, TypeVar, Unpack
 from urllib.parse import quote
 
 import httpx
@@ -17,7 +16,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from service import __version__
+from service.client.bodies import form, vector_field
 from service.client.errors import ClientError, Refused, from_problem, from_response
+from service.client.options import (
+    AttentionOptions,
+    EmbedOptions,
+    ImageOptions,
+    PictureOptions,
+    RankOptions,
+    SearchOptions,
+)
 from service.client.results import (
     Attention,
     Collection,
@@ -29,64 +37,12 @@ from service.client.results import (
     Vector,
     decode_mask,
 )
-from service.client.sources import Image, Payload, as_json, as_list, load
-from service.images import Fit
-from service.pooling import Pooling
+from service.client.sources import Image, as_list, load
 
 T = TypeVar("T")
 
 # An only image that is refused so is itself at fault; of several, each has its own error.
 IMAGE_STATUSES = frozenset({413, 415, 422})
-
-
-class ImageOptions(TypedDict, total=False):
-    """What every call with images understands.
-
-    Attributes:
-        model: Name of the model; the server's default one.
-        size: Side in pixels, a multiple of the patch; larger shows more detail.
-        fit: `crop`, the centre square, or `whole`, all of the photograph.
-    """
-
-    model: str
-    size: int
-    fit: Fit
-
-
-class EmbedOptions(ImageOptions, total=False):
-    """Options of `embed`: how tokens become a vector, and whether it gets unit length (it does)."""
-
-    pooling: Pooling
-    normalize: bool
-
-
-class AttentionOptions(ImageOptions, total=False):
-    """Options of `attention`: `all`, `mean` or some heads (`0,3`), and the masks' share."""
-
-    heads: str
-    mass: float
-
-
-class PictureOptions(AttentionOptions, total=False):
-    """Options of `attention_picture`: what it shows."""
-
-    view: Literal["heatmap", "overlay", "mask", "heads"]
-
-
-class SearchOptions(ImageOptions, total=False):
-    """Options of `similar`: where to look, how many to give, and what to leave out."""
-
-    collection: str
-    k: int
-    min_score: float
-    filter: Mapping[str, str | int | float | bool | None]
-
-
-class RankOptions(ImageOptions, total=False):
-    """Options of `rank`: how many to give, and the least cosine."""
-
-    k: int
-    min_score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +80,7 @@ def embed(
             for entry in answer["embeddings"]
         ]
 
-    return Call("POST", "/embed", read, _form(payloads, {**options, "encoding": "base64"}))
+    return Call("POST", "/embed", read, form(payloads, {**options, "encoding": "base64"}))
 
 
 def attention(image: Image, **options: Unpack[AttentionOptions]) -> Call[Attention]:
@@ -143,12 +99,12 @@ def attention(image: Image, **options: Unpack[AttentionOptions]) -> Call[Attenti
             digest=answer["digest"],
         )
 
-    return Call("POST", "/attention", read, _form([load(image)], options))
+    return Call("POST", "/attention", read, form([load(image)], options))
 
 
 def attention_picture(image: Image, **options: Unpack[PictureOptions]) -> Call[bytes]:
     """`POST /attention` for a PNG."""
-    return Call("POST", "/attention", _content, _form([load(image)], {**options, "output": "png"}))
+    return Call("POST", "/attention", _content, form([load(image)], {**options, "output": "png"}))
 
 
 def correspond(
@@ -167,7 +123,7 @@ def correspond(
             digest=answer["digest"],
         )
 
-    return Call("POST", "/correspond", read, _form([load(first), load(second)], options))
+    return Call("POST", "/correspond", read, form([load(first), load(second)], options))
 
 
 def similar(
@@ -182,9 +138,9 @@ def similar(
     def read(response: httpx.Response) -> list[Match]:
         return [Match(**result) for result in _success(response)["results"]]
 
-    query = {**options, **_query(embedding), **({} if id is None else {"id": id})}
+    query = {**options, **vector_field(embedding), **({} if id is None else {"id": id})}
     payloads = [] if image is None else [load(image)]
-    return Call("POST", "/similar", read, _form(payloads, query))
+    return Call("POST", "/similar", read, form(payloads, query))
 
 
 def rank(
@@ -202,7 +158,7 @@ def rank(
         ]
 
     others = [load(candidate) for candidate in as_list(candidates)]
-    return Call("POST", "/similar", read, _form([load(image)], options, others))
+    return Call("POST", "/similar", read, form([load(image)], options, others))
 
 
 def put_item(
@@ -215,9 +171,9 @@ def put_item(
     **options: Unpack[ImageOptions],
 ) -> Call[Item]:
     """`PUT /collections/{collection}/items/{id}` with an image or a vector."""
-    fields = {**options, "metadata": metadata or {}, **_query(embedding)}
+    fields = {**options, "metadata": metadata or {}, **vector_field(embedding)}
     payloads = [] if image is None else [load(image)]
-    return Call("PUT", _item_path(collection, id), _item, _form(payloads, fields))
+    return Call("PUT", _item_path(collection, id), _item, form(payloads, fields))
 
 
 def add_items(
@@ -243,7 +199,7 @@ def add_items(
 
     fields = {**options, "metadata": metadata or {}, **({} if ids is None else {"ids": [*ids]})}
     path = f"/collections/{quote(collection, safe='')}/items"
-    return Call("POST", path, read, _form(payloads, fields))
+    return Call("POST", path, read, form(payloads, fields))
 
 
 def get_item(collection: str, id: str) -> Call[Item]:  # noqa: A002
@@ -268,29 +224,6 @@ def collections() -> Call[list[Collection]]:
 def drop_collection(collection: str) -> Call[None]:
     """`DELETE /collections/{collection}`."""
     return Call("DELETE", f"/collections/{quote(collection, safe='')}", _nothing, {})
-
-
-def _form(
-    payloads: Sequence[Payload], options: Mapping[str, Any], candidates: Sequence[Payload] = ()
-) -> dict[str, Any]:
-    """The body: multipart where every image is bytes, which it leaves as they are; else JSON."""
-    named = {"images": payloads, "candidates": candidates}
-    # A form field joins ids by commas, which an id may have.
-    plain = not any("," in name for name in options.get("ids", ()))
-    if payloads and plain and all(isinstance(p, bytes) for p in [*payloads, *candidates]):
-        parts = [(name, ("", payload)) for name, some in named.items() for payload in some]
-        return {"files": parts, "data": {name: _text(value) for name, value in options.items()}}
-    listed = {name: [as_json(payload) for payload in some] for name, some in named.items() if some}
-    return {"json": {**options, **listed}}
-
-
-def _text(value: Any) -> str:
-    """An option as a form field: lists of words joined by commas, anything else as JSON."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(entry, str) for entry in value):
-        return ",".join(value)
-    return json.dumps(value)
 
 
 def _success(response: httpx.Response) -> Any:
@@ -336,11 +269,6 @@ def _of_each(error: Refused, count: int) -> list[Any]:
 def _vectors(dim: int, entry: Mapping[str, Any]) -> Vector:
     numbers = np.frombuffer(base64.b64decode(entry["embedding"]), "<f4").astype(np.float32)
     return numbers.reshape(*entry.get("grid", ()), dim)
-
-
-def _query(embedding: ArrayLike | None) -> dict[str, list[float]]:
-    # A float32 is a double too, and JSON carries doubles without loss.
-    return {} if embedding is None else {"embedding": np.asarray(embedding, np.float64).tolist()}
 
 
 def _item_path(collection: str, id: str) -> str:  # noqa: A002

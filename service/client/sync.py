@@ -12,17 +12,17 @@ import httpx
 from numpy.typing import ArrayLike
 
 from service.client import calls
-from service.client.calls import (
+from service.client.calls import Call
+from service.client.errors import ClientError
+from service.client.many import Batching, bar, in_order, merge, payloads, turned_away
+from service.client.options import (
     AttentionOptions,
-    Call,
     EmbedOptions,
     ImageOptions,
     PictureOptions,
     RankOptions,
     SearchOptions,
 )
-from service.client.errors import ClientError
-from service.client.many import Batching, bar, in_order, merge, payloads, turned_away
 from service.client.results import (
     Attention,
     Collection,

@@ -17,7 +17,7 @@ import orjson
 from pydantic import ValidationError
 from starlette.requests import Request
 
-from service.batching import within
+from service.deadline import Deadline
 from service.errors import (
     FovealError,
     InvalidOption,
@@ -144,7 +144,7 @@ async def arrived(request: Request, sources: list[Source | Link]) -> list[Source
         except FovealError as error:
             return error
 
-    async with within(deadline(request, gateway.settings)):
+    async with Deadline(deadline(request, gateway.settings)):
         return await while_connected(request, asyncio.gather(*map(arrive, sources)))
 
 

@@ -287,6 +287,26 @@ async def test_a_flood_is_refused_before_it_is_decoded(bundle: Bundle) -> None:
         assert (await ask(pipeline, photos(10)[9])).shape == (bundle.manifest.dim,)
 
 
+async def test_in_a_flood_nothing_is_begun_for_what_is_new_and_all_else_is_answered(
+    bundle: Bundle,
+) -> None:
+    known, first, second, new = photos(4)
+    async with opened(bundle, max_queue=1) as (pipeline, engine):
+        answer = await ask(pipeline, known)
+        engine.gate.clear()
+        running = start(pipeline, first)
+        await until(lambda: engine.images == 2)
+        queued = start(pipeline, second)
+        await until(lambda: pipeline.batcher.depth == 1)
+        with pytest.raises(Overloaded):
+            pipeline.begin(new, CROP, EMBEDDING, after(60))  # at once, without anything to await
+        np.testing.assert_array_equal(await ask(pipeline, known), answer)
+        joined = start(pipeline, second)
+        engine.gate.set()
+        np.testing.assert_array_equal(await joined, await queued)
+        await running
+
+
 async def test_a_photograph_is_decoded_only_shortly_before_its_turn(bundle: Bundle) -> None:
     flood = [photo + bytes([n]) for n in range(30) for photo in photos(2)]
     async with opened(bundle) as (pipeline, engine):

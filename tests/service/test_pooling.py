@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -79,6 +79,8 @@ def test_unit_keeps_directions_and_zeros(given_vectors: np.ndarray):
 
 
 @given(vectors)
+@example(np.full((2, 8), 1e-45, np.float32))
+@example(np.full((2, 8), 2e-43, np.float32))
 def test_int8_times_its_scale_is_within_half_a_step(given_vectors: np.ndarray):
     rounded, scale = cast(given_vectors, "int8")
     assert rounded.dtype == np.int8
