@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tests.redis_servers import free_port
 from tests.service.gateways import PNG, assert_problem, photograph
 from tests.service.processes import Serving, foveal, serving
 from tests.triton_servers import Encrypted, TritonServer
+from tests.waiting import wait_until
 
 # A request must be answered long before this: it is what "never hangs" means.
 PATIENCE = 20.0
@@ -37,13 +38,6 @@ def gateway(bundle: Bundle, data: Path, *urls: str, **settings: str) -> Iterator
     }
     with serving("--model", bundle.path, "--data", data, **environment) as started:
         yield started
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def status(address: str, path: str) -> int:
@@ -150,14 +144,14 @@ def test_it_starts_without_triton_survives_its_end_and_takes_it_up_again(
         assert refused.headers["retry-after"] == "1"
         assert metric(ours.address, "foveal_triton_ready") == 0
         triton.start()
-        until(lambda: status(ours.address, "/readyz") == 200)
+        wait_until(lambda: status(ours.address, "/readyz") == 200)
 
         async def load() -> Load:
             async with Load(ours.address, clients=8) as sent:
                 await sent.more(200, 50)
                 await asyncio.to_thread(triton.kill)
                 await sent.more(503, 50)
-                await asyncio.to_thread(until, lambda: status(ours.address, "/readyz") == 503)
+                await asyncio.to_thread(wait_until, lambda: status(ours.address, "/readyz") == 503)
                 assert status(ours.address, "/livez") == 200
                 await asyncio.to_thread(triton.start)
                 await sent.more(200, 50)
@@ -186,7 +180,7 @@ def test_of_two_servers_one_may_be_killed_and_no_request_fails(
                 assert metric(ours.address, "foveal_triton_ready", server=first.url) == 0
                 await asyncio.to_thread(first.start)
                 await asyncio.to_thread(
-                    until, lambda: metric(ours.address, "foveal_triton_ready") == 2
+                    wait_until, lambda: metric(ours.address, "foveal_triton_ready") == 2
                 )
                 await asyncio.to_thread(second.kill)
                 await sent.more(200, 100)

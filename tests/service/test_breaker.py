@@ -5,14 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.breaker import FAILURES, FIRST_PAUSE, LONGEST_PAUSE, Breaker
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.clock import Clock
 
 
 def opened(clock: Clock) -> Breaker:

@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,6 +22,7 @@ from service.images import Limits, View, prepare
 from service.pipeline import Pipeline
 from service.settings import Settings
 from tests.data import dataset
+from tests.waiting import until
 
 CROP = View()
 EMBEDDING = ("embedding",)
@@ -73,12 +74,6 @@ def photos(count: int) -> list[bytes]:
 
 def after(seconds: float) -> float:
     return asyncio.get_running_loop().time() + seconds
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.001)
 
 
 async def ask(pipeline: Pipeline, data: bytes, seconds: float = 60) -> np.ndarray:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.bundle import Bundle
+from tests.service.exposition import samples
 from tests.service.gateways import assert_problem
 from tests.service.processes import serving
 from tests.service.wire import read_all, read_answer
@@ -191,13 +191,7 @@ def test_answers_outside_of_the_application_are_told_of_like_all_others(
     ids = [answer.headers["x-request-id"] for answer in answers]
     assert ids == [line["request_id"] for line in told]
     assert ids[2:] == ["mine"] * 4
-    counted = {
-        tuple(value for _, value in sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == "http_server_request_duration_seconds_count"
-    }
-    assert counted == {
+    assert samples(text, "http_server_request_duration_seconds_count") == {
         ("_OTHER", "400", "unknown"): 2,
         ("GET", "400", "unknown"): 1,
         ("GET", "408", "unknown"): 1,

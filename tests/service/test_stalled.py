@@ -8,9 +8,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from service.bundle import Bundle
+from tests.service.exposition import samples
 from tests.service.gateways import photograph
 from tests.service.processes import Serving, serving
 from tests.service.wire import read_all, read_answer
@@ -53,13 +53,7 @@ def large(*headers: str) -> bytes:
 
 
 def counted(server: Serving, name: str) -> dict[tuple[str, ...], float]:
-    text = httpx.get(server.address + "/metrics").text
-    return {
-        tuple(value for _, value in sorted(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name
-    }
+    return samples(httpx.get(server.address + "/metrics").text, name)
 
 
 def is_reset(connection: socket.socket, seconds: float) -> bool:

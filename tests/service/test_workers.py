@@ -2,8 +2,6 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -13,6 +11,7 @@ from service.bundle import Bundle
 from tests.redis_servers import RedisServer
 from tests.service.gateways import PNG, photograph
 from tests.service.processes import Serving, foveal, serving
+from tests.waiting import wait_until
 
 
 def children(pid: int) -> set[int]:
@@ -20,13 +19,6 @@ def children(pid: int) -> set[int]:
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     serving = (c for c in found if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes())
     return {int(child) for child in serving}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def answering(server: Serving, photo: bytes) -> int:
@@ -51,7 +43,7 @@ def test_workers_share_port_metrics_and_end_and_the_dead_are_replaced(
     shared = {"FOVEAL_REDIS_URL": redis8.url, "FOVEAL_INDEX": "redis", "FOVEAL_THREADS": "1"}
     with serving("--workers", 2, "--model", bundle.path, **shared) as server:
         parent = server.process.pid
-        until(lambda: len(children(parent)) == 2)
+        wait_until(lambda: len(children(parent)) == 2, seconds=60)
         photo = photograph()
         # Whichever answers the scrape knows of all requests, whoever answered those.
         assert [answering(server, photo) for _ in range(20)] == [200] * 20
@@ -59,7 +51,7 @@ def test_workers_share_port_metrics_and_end_and_the_dead_are_replaced(
 
         victim, other = children(parent)
         os.kill(victim, signal.SIGKILL)
-        until(lambda: len(children(parent) - {victim}) == 2)
+        wait_until(lambda: len(children(parent) - {victim}) == 2, seconds=60)
         assert other in children(parent)
         assert f"Worker {victim} died with status -9" in server.log
         assert answering(server, photo) == 200
@@ -78,11 +70,11 @@ def test_workers_do_not_outlive_their_parent(
     shared = {"FOVEAL_REDIS_URL": redis8.url, "FOVEAL_INDEX": "redis", "FOVEAL_THREADS": "1"}
     place = {"TMPDIR": str(tmp_path)}  # killed, the parent leaves the folder of its metrics behind
     with serving("--workers", 2, "--model", bundle.path, **shared, **place) as server:
-        until(lambda: len(children(server.process.pid)) == 2)
+        wait_until(lambda: len(children(server.process.pid)) == 2, seconds=60)
         orphans = children(server.process.pid)
         server.process.kill()
         server.process.wait()
-        until(lambda: not any(_runs(orphan) for orphan in orphans))
+        wait_until(lambda: not any(_runs(orphan) for orphan in orphans), seconds=60)
 
 
 def test_what_keeps_workers_from_starting_is_told_once(

@@ -23,6 +23,7 @@ from service.client import (
     Unreachable,
 )
 from service.client.retries import Attempts
+from tests.clock import Clock
 from tests.service.client.conftest import Connect
 
 DROP = None
@@ -187,18 +188,8 @@ def busy(retry_after: str | None = None) -> httpx.Response:
     return httpx.Response(503, headers={} if retry_after is None else {"Retry-After": retry_after})
 
 
-class Clock:
-    """Time that passes only when it is told to."""
-
-    def __init__(self) -> None:
-        self.time = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.time
-
-
 def attempts(draw: float = 0.5, **bounds: Any) -> tuple[Attempts, Clock]:
-    clock = Clock()
+    clock = Clock(1_700_000_000.0)
     return Attempts(Retries(**bounds), clock=clock, now=clock, draw=lambda: draw), clock
 
 
@@ -216,7 +207,7 @@ def test_retry_after_in_seconds_is_the_least(draw: float) -> None:
 
 def test_retry_after_as_a_date_is_the_least() -> None:
     tried, clock = attempts(0.0)
-    assert tried.judge(busy(formatdate(clock.time + 12, usegmt=True))) == 12
+    assert tried.judge(busy(formatdate(clock.now + 12, usegmt=True))) == 12
 
 
 @pytest.mark.parametrize("past", ["Wed, 21 Oct 2015 07:28:00 GMT", "soon", "-5", ""])
@@ -228,7 +219,7 @@ def test_a_past_or_senseless_retry_after_is_passed_over(past: str) -> None:
 def test_the_total_counts_time_that_requests_took() -> None:
     tried, clock = attempts(0.5, first=2.0, total=60.0)
     assert tried.judge(busy()) == 1
-    clock.time += 59
+    clock.now += 59
     assert isinstance(tried.judge(busy()), httpx.Response)
 
 

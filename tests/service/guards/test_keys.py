@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.guards.keys import LOOK, Key, KeyRing, KeysError, make
+from tests.clock import Clock
 
 
 def ring(path: Path, *lines: str) -> KeyRing:
@@ -59,15 +60,6 @@ def test_a_file_that_is_missing_empty_or_names_one_twice_is_told(tmp_path: Path)
     lines = [make("alice", "read")[1].line() for _ in range(2)]
     with pytest.raises(KeysError, match="two keys of the name 'alice'"):
         ring(tmp_path / "keys", *lines)
-
-
-class Clock:
-    """Stands still until it is moved."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

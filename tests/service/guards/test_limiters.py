@@ -9,15 +9,8 @@ import pytest
 from service.guards import limiters
 from service.guards.limiters import LocalLimiter, SharedLimiter
 from service.guards.rates import Rate
+from tests.clock import Clock
 from tests.redis_servers import RedisServer
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.mark.parametrize(
@@ -35,7 +28,7 @@ def test_anything_else_is_no_rate(text: str) -> None:
 
 async def test_a_bucket_empties_with_each_image_and_fills_steadily() -> None:
     """The same as a leaky bucket written out: a level that rises with time up to its size."""
-    rate, clock, rng = Rate(7, 3), Clock(), random.Random(0)
+    rate, clock, rng = Rate(7, 3), Clock(1000.0), random.Random(0)
     limiter = LocalLimiter(rate, clock)
     level = float(rate.images)
     for _ in range(2000):
@@ -54,7 +47,7 @@ async def test_a_bucket_empties_with_each_image_and_fills_steadily() -> None:
 
 
 async def test_after_the_wait_that_it_names_the_caller_is_let_in() -> None:
-    rate, clock = Rate(10, 60), Clock()
+    rate, clock = Rate(10, 60), Clock(1000.0)
     limiter = LocalLimiter(rate, clock)
     await limiter.take("caller", 25)
     refused = await limiter.take("caller", 1)

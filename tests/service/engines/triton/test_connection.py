@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from service.engines.triton.tls import Tls
 from tests.certificates import Authority
 from tests.service.engines.batches import OUTPUTS, images
 from tests.triton_servers import Encrypted, TritonServer
+from tests.waiting import until
 
 EMBEDDING = ("embedding",)
 
@@ -35,12 +36,6 @@ async def opened(bundle: Bundle, url: str, tls: Tls | None) -> AsyncIterator[Tri
 @pytest.fixture(autouse=True)
 def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "PAUSE", 0.1)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.02)
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from tests.bundles import DIM
 from tests.redis_servers import free_port
 from tests.service.engines.batches import OUTPUTS, images
 from tests.triton_servers import TritonServer, running, write_repository
+from tests.waiting import until
 
 EMBEDDING = ("embedding",)
 
@@ -43,12 +44,6 @@ def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is lost is noticed in half a second instead of six."""
     monkeypatch.setattr(server, "PAUSE", 0.1)
     monkeypatch.setattr(client, "ASK_LIMIT", 0.4)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.02)
 
 
 async def counted(engine: TritonEngine) -> list[ServerStatistics]:
