@@ -93,8 +93,10 @@ $(VENV)/.gpu: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 # Triton, with an environment for its Python backend, which stands in for that of ONNX Runtime. The
-# constraints are not for it: with NumPy 2 its outputs come back empty.
+# constraints are not for it: with NumPy 2 its outputs come back empty. Certificates are by openssl.
 .cache/triton/.installed: | $(BIN)/python
+	@command -v openssl >/dev/null || { $(SUDO) apt-get update -qq && \
+		$(SUDO) apt-get install -y -qq --no-install-recommends openssl; }
 	$(PIP) --no-deps --upgrade --target .cache/triton/pkg nvidia-pytriton==0.7.0
 	$(BIN)/python -m venv .cache/triton/stub
 	.cache/triton/stub/bin/python -m pip install --quiet numpy==1.26.4 onnxruntime==1.32.0
