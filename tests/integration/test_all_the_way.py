@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.commands import run
 from tests.data import dataset
 
 BIN = Path(sys.executable).parent
@@ -41,15 +42,9 @@ def photographs(tmp_path_factory):
 
 
 def foveal_train(*arguments):
-    run = subprocess.run(
-        [BIN / "foveal-train", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+    ended = run([BIN / "foveal-train", *arguments], timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
 
 
 def test_a_model_is_trained_exported_served_and_asked(photographs, tmp_path):
@@ -105,15 +100,8 @@ def ask(address, photo):
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_a_failure(arguments, words, tmp_path):
-    run = subprocess.run(
-        [BIN / "foveal-train", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        cwd=tmp_path,
-    )
-    assert run.returncode == 1
-    assert words in run.stderr
-    assert "Traceback" not in run.stderr
-    assert len(run.stderr.strip().splitlines()) == 1
+    ended = run([BIN / "foveal-train", *arguments], timeout=60, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1

@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image
 from service.app import create_app
 from service.bundle import Bundle
 from service.settings import Settings
+from tests.commands import run
 from tests.service.gateways import PNG, assert_problem, photograph, serving
 from training.data.pixels import normalise
 from training.export.imported import import_bundle
@@ -36,24 +36,18 @@ def checkpoint(tmp_path):
 
 
 def foveal_train(*arguments):
-    return subprocess.run(
-        [FOVEAL_TRAIN, "import", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    return run([FOVEAL_TRAIN, "import", *arguments], timeout=300)
 
 
 def test_the_command_writes_a_bundle_and_names_what_is_left_over(checkpoint, tmp_path):
     options = ("--out", tmp_path / "bundle", "--licence", "Apache-2.0", "--size", 48)
-    run = foveal_train(checkpoint, *options)
-    assert run.returncode == 0, run.stderr
-    assert "left over, not needed: head.mlp.0.weight" in run.stdout
+    ended = foveal_train(checkpoint, *options)
+    assert ended.returncode == 0, ended.stderr
+    assert "left over, not needed: head.mlp.0.weight" in ended.stdout
     bundle = Bundle.load(tmp_path / "bundle")
     assert bundle.manifest.name == "published"
     assert bundle.manifest.input.crop == 48
-    assert bundle.digest in run.stdout
+    assert bundle.digest in ended.stdout
 
 
 @pytest.mark.parametrize(
@@ -66,18 +60,18 @@ def test_the_command_writes_a_bundle_and_names_what_is_left_over(checkpoint, tmp
     ],
 )
 def test_what_is_missing_or_wrong_is_said(checkpoint, tmp_path, options, words):
-    run = foveal_train(checkpoint, "--out", tmp_path / "bundle", *options)
-    assert run.returncode != 0
-    assert words in run.stderr
-    assert "Traceback" not in run.stderr
+    ended = foveal_train(checkpoint, "--out", tmp_path / "bundle", *options)
+    assert ended.returncode != 0
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
     assert not (tmp_path / "bundle").exists()
 
 
 def test_a_checksum_of_a_folder_is_refused(checkpoint, tmp_path):
     options = ("--out", tmp_path / "bundle", "--licence", "x", "--checksum", "0" * 64)
-    run = foveal_train(checkpoint.parent, *options)
-    assert run.returncode == 1
-    assert "is a folder and has no sha256" in run.stderr
+    ended = foveal_train(checkpoint.parent, *options)
+    assert ended.returncode == 1
+    assert "is a folder and has no sha256" in ended.stderr
 
 
 def swin():

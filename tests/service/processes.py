@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.commands import run
+
 FOVEAL = [sys.executable, "-m", "service"]
 
 
@@ -20,14 +22,7 @@ def _environment(more: dict[str, str]) -> dict[str, str]:
 
 def foveal(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
     """Run a command to its end."""
-    return subprocess.run(
-        [*FOVEAL, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env=_environment(environment),
-    )
+    return run([*FOVEAL, *arguments], timeout=120, env=_environment(environment))
 
 
 class Serving:
