@@ -12,11 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from service.deadline import Deadline
 from service.engines.base import Engine, Outputs
@@ -24,38 +22,12 @@ from service.errors import DeadlineExceeded, InvalidOption, Overloaded
 from service.run_time import RunTime
 from service.telemetry import metrics
 from service.telemetry.record import note
-
-Image = NDArray[np.uint8]
+from service.waiting import Image, Item, Waiting
 
 # Runs slow down while a flood is read and refused beside them: what is accepted at the very edge
 # would be too late.
 CAUTION = 1.25
-
-
-@dataclass(eq=False, slots=True)
-class _Item:
-    """An image in the queue or in a run, and the future that its waiter awaits."""
-
-    image: Image
-    outputs: tuple[str, ...]
-    deadline: float
-    answer: asyncio.Future[Outputs] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-    # By the finer clock: uvloop's own counts in milliseconds.
-    queued: float = field(default_factory=time.perf_counter)
-    started: float = 0.0
-
-    def wanted(self, now: float) -> bool:
-        return not self.answer.done() and now < self.deadline
-
-    def succeed(self, answer: Outputs) -> None:
-        if not self.answer.done():
-            self.answer.set_result(answer)
-
-    def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
+STUCK = 60.0  # seconds
 
 
 class Batcher:
@@ -78,11 +50,9 @@ class Batcher:
         self._engine = engine
         self._max_queue = max_queue
         self._open = False
-        # A dictionary is a queue from which an item also leaves in the middle at no cost. Pixels
-        # are summed beside it: a full queue must not make the next refusal slower.
-        self._waiting: dict[_Item, None] = {}
-        self._pixels = 0
-        self._runs: set[asyncio.Task[None]] = set()
+        self._waiting = Waiting()
+        # Until when somebody wants what each computes.
+        self._runs: dict[asyncio.Task[None], float] = {}
         self._run_time = RunTime()
 
     @property
@@ -95,16 +65,25 @@ class Batcher:
         """How many of the engine's slots are taken."""
         return len(self._runs)
 
+    @property
+    def stuck(self) -> bool:
+        """Whether a run goes on for so long after anybody wanted it that it will never end."""
+        now = asyncio.get_running_loop().time()
+        return any(now > deadline + STUCK for deadline in self._runs.values())
+
     def start(self) -> None:
         """Accept images from now on."""
         self._open = True
 
     async def close(self) -> None:
-        """Refuse new images and return when those accepted have their answers."""
+        """Refuse new images and return when those accepted have their answers.
+
+        And when the runs have ended, but for one that is stuck.
+        """
         self._open = False
         self._dispatch()
-        while self._runs:
-            await asyncio.wait(self._runs)
+        while self._runs and not self.stuck:
+            await asyncio.wait(self._runs, timeout=1)
 
     @contextmanager
     def expecting(self, size: int, deadline: float) -> Iterator[None]:
@@ -151,9 +130,9 @@ class Batcher:
             Exception: Whatever the engine raised for this image alone.
         """
         self.admit(image.size, deadline)
-        item = _Item(image, outputs, deadline)
+        item = Item(image, outputs, deadline)
         item.queued -= waited
-        self._enqueue(item)
+        self._waiting.add(item)
         # Not at once: what arrives in the same turn of the loop may share the batch.
         asyncio.get_running_loop().call_soon(self._dispatch)
         try:
@@ -163,18 +142,7 @@ class Batcher:
             note("infer", item.started, time.perf_counter())
             return answer
         finally:
-            self._dequeue(item)
-
-    def _enqueue(self, item: _Item) -> None:
-        self._waiting[item] = None
-        self._pixels += item.image.size
-        metrics.QUEUE_DEPTH.inc()
-
-    def _dequeue(self, item: _Item) -> None:
-        if item in self._waiting:
-            del self._waiting[item]
-            self._pixels -= item.image.size
-            metrics.QUEUE_DEPTH.dec()
+            self._waiting.discard(item)
 
     def admit(self, size: int, deadline: float, ahead: int = 0) -> None:
         """Refuse an image that would not be answered in time.
@@ -195,7 +163,7 @@ class Batcher:
             self._count_shed("gone")
             raise Overloaded("What runs the model is gone; try again.", retry_after=1)
         waiting = len(self._waiting) + ahead
-        pixels = size * (ahead + 1) + self._pixels
+        pixels = size * (ahead + 1) + self._waiting.pixels
         runs = math.ceil((waiting + 1) / self._engine.max_batch)
         seconds = max(self._run_time(pixels, runs) / self._engine.slots, self._run_time(size))
         if waiting >= self._max_queue:
@@ -220,39 +188,23 @@ class Batcher:
 
     def _dispatch(self) -> None:
         """Fill the free slots."""
-        while len(self._runs) < self._engine.slots and (batch := self._take()):
-            run = asyncio.get_running_loop().create_task(self._run(batch))
-            self._runs.add(run)
+        loop = asyncio.get_running_loop()
+        while len(self._runs) < self._engine.slots:
+            batch = self._waiting.take(self._engine.max_batch, loop.time())
+            if not batch:
+                return
+            run = loop.create_task(self._run(batch))
+            self._runs[run] = max(item.deadline for item in batch)
             run.add_done_callback(partial(self._finished, batch))
 
-    def _take(self) -> list[_Item]:
-        """Pop what waits of the head's shape, in order of arrival, without what nobody wants."""
-        now = asyncio.get_running_loop().time()
-        batch: list[_Item] = []
-        unwanted: list[_Item] = []
-        for item in self._waiting:
-            if len(batch) == self._engine.max_batch:
-                break
-            if not item.wanted(now):
-                unwanted.append(item)
-            elif not batch or item.image.shape == batch[0].image.shape:
-                batch.append(item)
-        for item in (*unwanted, *batch):
-            self._dequeue(item)
-        started = time.perf_counter()
-        for item in batch:
-            item.started = started
-            metrics.QUEUE_SECONDS.observe(started - item.queued)
-        return batch
-
-    def _finished(self, batch: list[_Item], run: asyncio.Task[None]) -> None:
-        self._runs.discard(run)
+    def _finished(self, batch: list[Item], run: asyncio.Task[None]) -> None:
+        del self._runs[run]
         if run.cancelled() or run.exception():
             for item in batch:
                 item.fail(Overloaded("The run was stopped; try again.", retry_after=1))
         self._dispatch()
 
-    async def _run(self, batch: list[_Item]) -> None:
+    async def _run(self, batch: list[Item]) -> None:
         """Answer each item of a batch; of one that fails, run each half, down to the guilty."""
         loop = asyncio.get_running_loop()
         started = loop.time()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 
-from service.batching import Batcher, Image
+from service.batching import Batcher
 from service.bundle import Bundle
 from service.engines.base import Engine
 from service.images import Limits, View, prepare
@@ -16,6 +16,7 @@ from service.settings import Settings
 from service.telemetry import metrics
 from service.telemetry.record import note
 from service.turns import Turns
+from service.waiting import Image
 
 
 class Decoding:

@@ -116,6 +116,11 @@ class Models:
         """Whether every model would accept a photograph now."""
         return all(model.pipeline.ready for model in self)
 
+    @property
+    def stuck(self) -> bool:
+        """Whether a run of a model never ends, which only the end of the process cures."""
+        return any(model.pipeline.batcher.stuck for model in self)
+
     def stored(self) -> list[str]:
         """Names of the bundles in the repository, in service or not."""
         repository = self._settings.repository

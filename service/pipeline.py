@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from concurrent.futures import Executor
 from functools import partial
 
-from service.batching import Batcher, Image
+from service.batching import Batcher
 from service.bundle import Bundle
 from service.cache import Cache
 from service.deadline import Deadline
@@ -22,6 +22,7 @@ from service.images import View
 from service.settings import MEGABYTE, Settings
 from service.telemetry import metrics
 from service.telemetry.record import count_image, note
+from service.waiting import Image
 
 # Looked up once: a hit must cost next to nothing.
 CACHE_COUNTERS = {result: metrics.CACHE.labels(result) for result in ("hit", "miss", "coalesced")}
@@ -83,7 +84,9 @@ class Pipeline:
         self._open = False
         await self._flights.landed()
         await self.batcher.close()
-        await self._engine.close()
+        # An engine that is stuck would never close.
+        if not self.batcher.stuck:
+            await self._engine.close()
 
     async def run(
         self, data: bytes, view: View, outputs: tuple[str, ...], deadline: float

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
+import logging
 import math
+import os
 import resource
 import socket
 from collections.abc import Callable, Iterator
@@ -28,9 +31,14 @@ FAILURES = (BundleError, EngineUnavailable, IndexUnavailable, KeysError, TracesU
 BACKLOG = 2048
 OWN_FILES = 512
 
+logger = logging.getLogger(__name__)
+
 
 def run(settings: Settings, listener: socket.socket, started: Callable[[str], None]) -> None:
     """Serve on `listener` until SIGTERM or SIGINT, then answer what was accepted and return.
+
+    Where a run of the model never ends, what was accepted is answered too; then the process ends
+    with status 70, for a container's or a worker's keeper to start another.
 
     Args:
         settings: All of them.
@@ -58,11 +66,25 @@ def run(settings: Settings, listener: socket.socket, started: Callable[[str], No
             settings.header_timeout + settings.body_timeout + settings.request_timeout
         ),
     )
-    Server(config, app, started).run([listener])
+    server = Server(config, app, started)
+    server.run([listener])
+    if server.stuck:
+        logger.critical(
+            "A run of the model goes on although its answer has long been of no use: this process "
+            "ends, and another should be started. What its threads do:"
+        )
+        faulthandler.dump_traceback()
+        logging.shutdown()
+        # Any other end would wait for the thread that is stuck.
+        os._exit(os.EX_SOFTWARE)
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which drains without dropping anything."""
+    """uvicorn's, which drains without dropping anything.
+
+    Attributes:
+        stuck: Whether it ended with a run of the model that did not.
+    """
 
     def __init__(self, config: Config, app: FastAPI, started: Callable[[str], None]) -> None:
         super().__init__(config)
@@ -70,6 +92,7 @@ class Server(uvicorn.Server):
         self._app = app
         self._gateway: Gateway = app.state.gateway
         self._started = started
+        self.stuck = False
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve between the application's start and its end."""
@@ -80,6 +103,11 @@ class Server(uvicorn.Server):
             )
             await super().serve(sockets)
             resetting.cancel()
+        self.stuck = self._gateway.models.stuck
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end, asked ten times a second."""
+        return await super().on_tick(counter) or self._gateway.models.stuck
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""

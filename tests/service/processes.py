@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,11 +44,13 @@ class Serving:
 
 
 @contextmanager
-def serving(*arguments: object, **environment: str) -> Iterator[Serving]:
+def serving(
+    *arguments: object, program: Sequence[str] = FOVEAL, **environment: str
+) -> Iterator[Serving]:
     """A server on a free port."""
     with tempfile.NamedTemporaryFile("w") as errors:
         process = subprocess.Popen(
-            [*FOVEAL, "serve", "--port", "0", *map(str, arguments)],
+            [*program, "serve", "--port", "0", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,

@@ -476,3 +476,37 @@ def test_when_a_run_is_stopped_its_images_are_answered_and_the_next_go_on() -> N
     assert isinstance(stopped, Overloaded)
     assert isinstance(also, Overloaded)
     assert others == [2, 3]
+
+
+def test_a_run_that_never_ends_shows_a_minute_after_its_deadline_and_holds_up_no_close() -> None:
+    engine = FakeEngine(slots=2, fixed=FOREVER)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        batcher = opened(engine)
+        with pytest.raises(DeadlineExceeded):
+            await ask(batcher, 1, deadline=5.0)
+        await asyncio.sleep(59)
+        assert not batcher.stuck
+        engine.fixed = 1.0
+        assert await ask(batcher, 2) == 2
+        await asyncio.sleep(1)
+        assert batcher.stuck
+        await batcher.close()
+        assert loop.time() == pytest.approx(66)
+
+    play(main())
+
+
+def test_a_close_waits_for_a_run_that_may_still_end() -> None:
+    engine = FakeEngine(fixed=30.0)
+
+    async def main() -> None:
+        batcher = opened(engine)
+        with pytest.raises(DeadlineExceeded):
+            await ask(batcher, 1, deadline=5.0)
+        await batcher.close()
+        assert asyncio.get_running_loop().time() == pytest.approx(30)
+        assert (batcher.running, batcher.stuck) == (0, False)
+
+    play(main())

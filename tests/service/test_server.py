@@ -1,6 +1,8 @@
 """The end of a server: under load, with nothing dropped."""
 
+import io
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -8,11 +10,29 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
+from PIL import Image
 
 from service.bundle import Bundle
-from tests.service.gateways import photograph
+from tests.service.gateways import PNG, photograph
 from tests.service.processes import serving
 from tests.service.wire import read_all, read_answer
+
+STUCK = """
+import threading
+import service.batching, service.engines.onnx as onnx
+from service.__main__ import main
+
+service.batching.STUCK = 0.5
+run = onnx.Graph.__call__
+
+def never_ends(graph, images, outputs):
+    if images.min() == 255:
+        threading.Event().wait()
+    return run(graph, images, outputs)
+
+onnx.Graph.__call__ = never_ends
+main()
+"""
 
 
 def embed_request(photo: bytes, *headers: bytes) -> bytes:
@@ -110,3 +130,20 @@ def test_under_load_not_one_accepted_request_fails(bundle: Bundle, tmp_path: Pat
     assert outcomes.keys() == {b"HTTP/1.1 200"}, outcomes
     assert outcomes.total() > 50
     assert log == ""
+
+
+def test_where_a_run_never_ends_others_are_answered_and_the_process_ends_for_another_to_start(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    white = io.BytesIO()
+    Image.new("RGB", (80, 120), "white").save(white, "PNG")
+    program = [sys.executable, "-c", STUCK]
+    arguments = ("--model", bundle.path, "--data", tmp_path, "--engine", "onnx")
+    limits = {"FOVEAL_REQUEST_TIMEOUT": "2", "FOVEAL_THREADS": "2"}
+    with serving(*arguments, program=program, **limits) as server:
+        with httpx.Client(base_url=server.address, timeout=20) as client:
+            assert client.post("/embed", content=white.getvalue(), headers=PNG).status_code == 504
+            assert client.post("/embed", content=photograph(), headers=PNG).status_code == 200
+        assert server.process.wait(20) == 70
+        assert "this process ends, and another should be started" in server.log
+        assert "in never_ends" in server.log
