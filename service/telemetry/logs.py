@@ -52,3 +52,6 @@ def configure(form: Literal["text", "json"], level: str) -> None:
     logging.basicConfig(handlers=[handler], level=max(ours, logging.WARNING), force=True)
     for name in OURS:
         logging.getLogger(name).setLevel(ours)
+    # What is no HTTP is counted, and in the access log if there is one: with a warning for each,
+    # strangers could fill this log.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)

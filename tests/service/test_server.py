@@ -88,6 +88,16 @@ def test_while_draining_it_is_alive_not_ready_and_takes_what_open_connections_br
         assert server.process.wait(20) == 0
 
 
+def test_what_strangers_send_does_not_fill_the_log(bundle: Bundle, tmp_path: Path) -> None:
+    with serving("--model", bundle.path, "--data", tmp_path) as server:
+        for garbage in (b"\x16\x03\x01\r\n\r\n", b"GET / HTTP/1.1\r\nx: " + 70_000 * b"x"):
+            with socket.create_connection(target(server.address), timeout=20) as raw:
+                raw.sendall(garbage)
+                assert read_all(raw).startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
+        assert server.end() == 0
+        assert server.log == ""
+
+
 def hammer(address: tuple[str, int], photo: bytes, keep: bool, outcomes: Counter) -> None:
     """Ask until nobody listens; count what became of each request that was sent."""
     request = embed_request(photo, *([] if keep else [b"Connection: close"]))
