@@ -53,6 +53,11 @@ class OpenVinoEngine(ThreadedEngine):
             alone = beside
             if threads > 1:
                 alone = _Graphs(bundle, core, model, (1,), options | {"NUM_STREAMS": 1})
+            # OpenVINO's bindings make tables as they first run, under a lock that they hold while
+            # they wait for the interpreter. Two threads that came first together would wait for
+            # each other for ever, so the first run is one thread's.
+            side = bundle.manifest.input.crop
+            alone(np.zeros((1, side, side, 3), np.uint8), bundle.manifest.outputs)
         except RuntimeError as error:
             raise BundleError(f"{bundle.graph} cannot be loaded: {error}") from error
         super().__init__(

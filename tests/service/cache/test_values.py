@@ -55,7 +55,7 @@ def test_another_keys_value_is_noticed() -> None:
 
 @given(st.binary() | st.none() | st.integers() | st.text() | st.lists(st.binary()))
 def test_anything_else_is_noticed(value: object) -> None:
-    with pytest.raises(ValueError, match="under key is (not one of Foveal's|damaged)"):
+    with pytest.raises(ValueError, match=r"under key is (not one of Foveal's|damaged)"):
         decode("key", value)
 
 

@@ -14,6 +14,7 @@ from service.engines.base import Outputs
 from service.engines.onnx import OnnxEngine
 from service.engines.openvino import OpenVinoEngine
 from tests.bundles import graph
+from tests.commands import run
 from tests.service.engines.batches import OUTPUTS, cosines, images, photographs
 
 
@@ -186,6 +187,36 @@ print(json.dumps([seen, [name for name in reporting if name.startswith("openvino
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert told.returncode == 0, told.stderr
     assert json.loads(told.stdout) == [[], []]
+
+
+FIRST = """
+import sys
+import threading
+from pathlib import Path
+from service.bundle import Bundle
+from service.engines.openvino import OpenVinoEngine
+
+engine = OpenVinoEngine(Bundle.load(Path(sys.argv[1])), threads=2)
+import openvino
+
+sys.setswitchinterval(1e-6)  # threads meet more often
+together = threading.Barrier(8)
+
+def first():
+    together.wait()
+    openvino.Type.u8.to_dtype()  # what deadlocked
+
+for _ in range(together.parties):
+    threading.Thread(target=first).start()
+"""
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_threads_that_run_the_engine_first_do_not_wait_for_each_other(
+    bundle: Bundle, attempt: int
+) -> None:
+    ended = run([sys.executable, "-c", FIRST, bundle.path], timeout=60)
+    assert ended.returncode == 0, ended.stderr
 
 
 SIGNALLED = """
