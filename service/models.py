@@ -141,7 +141,7 @@ class Models:
         ]
 
     async def start(self) -> None:
-        """Warm every model up, then accept photographs."""
+        """Warm every model up, then accept photographs; of servers', when one has the model."""
         for model in self:
             await model.pipeline.start()
 
@@ -201,6 +201,8 @@ class Models:
     async def _start(self, model: Model) -> None:
         try:
             await model.pipeline.start()
+            if not model.pipeline.ready:
+                raise EngineUnavailable("no model server has it; the log says what they have")
         except BaseException as error:
             await model.pipeline.close()
             if isinstance(error, Exception):

@@ -90,10 +90,7 @@ class Engine(Protocol):
     async def warm_up(self) -> None:
         """Run the default size once at each batch bucket; ready afterwards.
 
-        Where a server runs the model that is not there yet, ready as soon as it is.
-
-        Raises:
-            EngineUnavailable: The server has another model.
+        Where servers run the model and none has it yet, ready as soon as one does.
         """
         ...
 

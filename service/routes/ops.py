@@ -42,7 +42,7 @@ async def readyz(request: Request) -> Response:
 async def show_metrics(request: Request) -> Response:
     """What this server, with all its workers, has done and does."""
     models = Gateway.of(request).models
-    served = [(m.manifest.name, m.digest) for m in models]
+    served = [(m.manifest.name, m.digest, m.pipeline.ready) for m in models]
     servers = await models.statistics()
     # Not in the event loop: the files of many workers take a while to read.
     text = await asyncio.to_thread(metrics.exposition, served, servers)

@@ -52,12 +52,13 @@ CACHE = Counter("foveal_cache_requests", "Images by how the cache answered.", ("
 
 
 def exposition(
-    served: Iterable[tuple[str, str]], servers: Iterable[tuple[str, ServerStatistics]] = ()
+    served: Iterable[tuple[str, str, bool]],
+    servers: Iterable[tuple[str, ServerStatistics]] = (),
 ) -> bytes:
     """All metrics in Prometheus' text format.
 
     Args:
-        served: Name and digest of each model in service.
+        served: Name and digest of each model in service, and whether it would accept a photograph.
         servers: Each server that runs a model, with the model's name.
     """
     registry = REGISTRY
@@ -65,7 +66,7 @@ def exposition(
         registry = CollectorRegistry()
         registry.register(_AllWorkers(Path(os.environ[MULTIPROCESS])))
     models = CollectorRegistry()
-    models.register(_ModelInfo(served))
+    models.register(_Models(served))
     models.register(_Triton(servers))
     return generate_latest(registry) + generate_latest(models)
 
@@ -90,19 +91,23 @@ def _has_header(file: Path) -> bool:
         return False
 
 
-class _ModelInfo(Collector):
-    """The models in service: no metric of its own, because models come and go."""
+class _Models(Collector):
+    """The models in service: no metrics of their own, because models come and go."""
 
-    def __init__(self, served: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, served: Iterable[tuple[str, str, bool]]) -> None:
         self._served = tuple(served)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         info = GaugeMetricFamily(
             "foveal_model_info", "The models in service.", labels=("model", "digest")
         )
-        for labels in self._served:
-            info.add_metric(labels, 1)
-        yield info
+        ready = GaugeMetricFamily(
+            "foveal_model_ready", "Whether a photograph would be accepted.", labels=("model",)
+        )
+        for model, digest, accepts in self._served:
+            info.add_metric((model, digest), 1)
+            ready.add_metric((model,), accepts)
+        yield from (info, ready)
 
 
 class _Triton(Collector):

@@ -67,6 +67,12 @@ def test_a_server_that_leaves_answers_until_every_gateway_knows() -> None:
     assert server()["lifecycle"]["preStop"]["sleep"]["seconds"] >= 2 * FIND_PAUSE
 
 
+def test_gateways_find_a_new_server_before_the_last_old_one_goes() -> None:
+    names_are_held = 30  # seconds, by CoreDNS as Kubernetes configures it
+    ready = workload("gpu", "foveal-triton")["spec"]["minReadySeconds"]
+    assert ready >= names_are_held + 2 * FIND_PAUSE
+
+
 def test_the_models_are_copied_to_where_the_server_looks() -> None:
     copy, run = containers(workload("gpu", "foveal-triton"))
     (copied,), (found,) = (

@@ -163,7 +163,7 @@ def test_it_starts_without_triton_survives_its_end_and_takes_it_up_again(
         assert status(ours.address, "/readyz") == 200
         assert ours.end() == 0
         assert "Traceback" not in ours.log
-        assert ours.log.count("Not ready before a Triton server answers") == 1
+        assert ours.log.count("Not ready before a Triton server has the model") == 1
 
 
 def test_of_two_servers_one_may_be_killed_and_no_request_fails(
@@ -245,19 +245,28 @@ def test_a_queue_that_others_have_filled_is_503_with_a_hint(
         assert http.get("/readyz").status_code == 200
 
 
-def test_another_model_of_the_same_name_keeps_it_from_starting(
+def test_it_waits_for_a_server_that_has_its_model_and_not_another_of_the_same_name(
     triton: TritonServer, tmp_path: Path
 ) -> None:
     other = make_bundle(tmp_path / "other", seed=1)
-    told = foveal(
-        *("serve", "--port", 0, "--model", other.path, "--data", tmp_path / "data"),
-        FOVEAL_ENGINE="triton",
-        FOVEAL_TRITON_URLS=f"127.0.0.1:{free_port()},{triton.url}",
-    )
-    assert told.returncode == 1
-    assert told.stderr.splitlines()[-1].startswith(f"foveal: Triton at {triton.url} has the ")
-    assert f"that of {other.path} is {other.digest}. Export this bundle" in told.stderr
-    assert "Traceback" not in told.stderr
+    with gateway(other, tmp_path, f"127.0.0.1:{free_port()},{triton.url}") as waiting:
+        assert status(waiting.address, "/livez") == 200
+        assert status(waiting.address, "/readyz") == 503
+        assert metric(waiting.address, "foveal_model_ready") == 0
+        assert f"that of {other.path} is {other.digest}. Export this bundle" in waiting.log
+        assert waiting.end() == 0
+
+
+def test_a_model_that_no_server_has_is_not_loaded_and_harms_no_other(
+    bundle: Bundle, triton: TritonServer, tmp_path: Path
+) -> None:
+    settings = {"FOVEAL_REPOSITORY": str(tmp_path / "models")}
+    with gateway(bundle, tmp_path, triton.url, **settings) as ours:
+        make_bundle(tmp_path / "models" / "other", name="other")
+        answer = httpx.post(f"{ours.address}/v2/repository/models/other/load", timeout=PATIENCE)
+        assert answer.status_code == 422
+        assert "no model server has it" in answer.json()["error"]
+        assert status(ours.address, "/readyz") == 200
 
 
 def test_with_certificates_on_both_sides_photographs_travel_encrypted(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 from service.bundle import Bundle
-from service.engines.base import EngineUnavailable, Images, Outputs, ServerStatistics
+from service.engines.base import Images, Outputs, ServerStatistics
 from service.engines.triton.memory import Regions, sweep
 from service.engines.triton.servers import Servers
 from service.engines.triton.tls import Tls
@@ -94,19 +94,14 @@ class TritonEngine:
     async def warm_up(self) -> None:
         """Look for the servers and run one image on each; ready as soon as one is there.
 
-        Raises:
-            EngineUnavailable: The servers that are there have another model, or cannot share
-                memory.
+        One with another model counts as not there: it may be replaced, as this gateway replaces
+        one that asks for the other model.
         """
         if self._regions:
             sweep()
         await self._servers.start()
-        if self.ready:
-            return
-        for problem in self._servers.problems:
-            if isinstance(problem, EngineUnavailable):
-                raise problem
-        logger.warning("Not ready before a Triton server answers; looking for one every second")
+        if not self.ready:
+            logger.warning("Not ready before a Triton server has the model; looking every second")
 
     async def statistics(self) -> list[ServerStatistics]:
         """What each server has counted; those that do not tell within a second are not ready."""

@@ -33,13 +33,12 @@ class Server:
     Attributes:
         runs: How many runs it was sent.
         looked: Set once it was looked at.
-        problem: Why it is not sent images.
     """
 
     def __init__(self, client: Client, agree: Callable[[Served], None]) -> None:
         self.runs = 0
         self.looked = asyncio.Event()
-        self.problem: BaseException | None = None
+        self._problem: BaseException | None = None
         self._client = client
         self._address = client.address
         self._manifest = client.manifest
@@ -135,7 +134,7 @@ class Server:
         else:
             if self._served is None:
                 logger.info("Triton at %s serves %s", self._address, self._manifest.name)
-            self._missed, self._served, self.problem = False, served, None
+            self._missed, self._served, self._problem = False, served, None
 
     async def _try(self, served: Served) -> None:
         """Run one image: what cannot do that is sent none of others."""
@@ -165,9 +164,9 @@ class Server:
         return call.result()
 
     def _lose(self, error: BaseException) -> None:
-        if self._served is not None or _kind(error) != _kind(self.problem):
+        if self._served is not None or _kind(error) != _kind(self._problem):
             logger.warning("Triton at %s is not used: %s", self._address, error)
-        self._missed, self._served, self.problem = False, None, error
+        self._missed, self._served, self._problem = False, None, error
         self._client.forget()
         self._doubt.set()
         self._give_up()

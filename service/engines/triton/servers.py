@@ -58,11 +58,6 @@ class Servers:
         """What each server says of the model that is to be sent images."""
         return [served for server in self if (served := server.served)]
 
-    @property
-    def problems(self) -> list[BaseException]:
-        """Why servers are not sent images."""
-        return [server.problem for server in self if server.problem]
-
     async def start(self) -> None:
         """Find the servers, and return when each was looked at or does not answer."""
         await self._find()

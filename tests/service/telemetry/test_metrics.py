@@ -139,7 +139,7 @@ def test_what_servers_of_models_count_is_shown_with_the_servers_address() -> Non
         compute_seconds=1.5,
     )
     gone = ServerStatistics("10.0.0.2:8001", ready=False)
-    text = exposition([("tiny", "abc")], [("tiny", busy), ("tiny", gone)]).decode()
+    text = exposition([("tiny", "abc", True)], [("tiny", busy), ("tiny", gone)]).decode()
     found = {
         (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text)
@@ -160,4 +160,10 @@ def test_what_servers_of_models_count_is_shown_with_the_servers_address() -> Non
 
 
 def test_without_such_servers_there_is_nothing_of_them() -> None:
-    assert b"foveal_triton" not in exposition([("tiny", "abc")])
+    assert b"foveal_triton" not in exposition([("tiny", "abc", True)])
+
+
+def test_a_model_that_would_refuse_a_photograph_shows_even_where_no_server_of_it_is_known() -> None:
+    text = exposition([("tiny", "abc", True), ("other", "def", False)]).decode()
+    assert 'foveal_model_ready{model="tiny"} 1.0' in text
+    assert 'foveal_model_ready{model="other"} 0.0' in text
