@@ -220,7 +220,8 @@ class Batcher:
             outputs = tuple(dict.fromkeys(name for item in batch for name in item.outputs))
             with metrics.INFERENCE_SECONDS.time():
                 lone = not (self.expected or self._waiting or len(self._runs) > 1)
-                limit = max(item.deadline for item in batch) - loop.time()
+                left = max(item.deadline for item in batch) - loop.time()
+                limit = left if math.isfinite(left) else None
                 arrays = await self._engine.infer(images, outputs, lone=lone, limit=limit)
             answers = [
                 {name: arrays[name][row] for name in item.outputs} for row, item in enumerate(batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import weakref
 from collections.abc import Iterator
@@ -76,17 +77,19 @@ class Models:
         cache: Holds outputs of all models.
 
     Raises:
-        BundleError: A bundle is missing or damaged, or its graph is not the contract's.
+        BundleError: A bundle is missing or damaged, its graph is not the contract's, or the
+            repository is no folder that can be read.
         EngineUnavailable: The engine or precision asked for cannot run here.
     """
 
     def __init__(self, settings: Settings) -> None:
+        _require_readable(settings.repository)
         self.cache = Cache(settings)
         self._settings = settings
         self._decoder = ThreadPoolExecutor(settings.threads, thread_name_prefix="decode")
         self._loading = asyncio.Lock()
         self._closing = asyncio.Event()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], Pipeline] = {}
         first = self._open(settings.model)
         self.default = first.manifest.name
         self._models = {self.default: first}
@@ -119,7 +122,8 @@ class Models:
     @property
     def stuck(self) -> bool:
         """Whether a run of a model never ends, which only the end of the process cures."""
-        return any(model.pipeline.batcher.stuck for model in self)
+        pipelines = (*(model.pipeline for model in self), *self._retiring.values())
+        return any(pipeline.batcher.stuck for pipeline in pipelines)
 
     def stored(self) -> list[str]:
         """Names of the bundles in the repository, in service or not."""
@@ -228,8 +232,13 @@ class Models:
     def _retire(self, model: Model) -> None:
         """Close a model that is served no longer, once the requests that hold it are done."""
         task = asyncio.create_task(self._close_unused(weakref.ref(model), model.pipeline))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._retiring[task] = model.pipeline
+        task.add_done_callback(self._retired)
+
+    def _retired(self, task: asyncio.Task[None]) -> None:
+        # One that is stuck is kept, for it to be noticed.
+        if not self._retiring[task].batcher.stuck:
+            del self._retiring[task]
 
     async def _close_unused(self, model: weakref.ref[Model], pipeline: Pipeline) -> None:
         # A request that was given the model before it was replaced holds it to its end. Where
@@ -240,3 +249,15 @@ class Models:
                 break
             await asyncio.sleep(RETIRE_POLL)
         await pipeline.close()
+
+
+def _require_readable(repository: Path | None) -> None:
+    """A search of what is no folder finds nothing, and says nothing."""
+    if repository is None:
+        return
+    try:
+        os.listdir(repository)
+    except OSError as error:
+        raise BundleError(
+            f"repository: {repository}: {error.strerror}; name a folder of bundles, or none"
+        ) from None

@@ -30,6 +30,7 @@ from service.telemetry.traces import TracesUnavailable
 FAILURES = (BundleError, EngineUnavailable, IndexUnavailable, KeysError, TracesUnavailable)
 BACKLOG = 2048
 OWN_FILES = 512
+STUCK_TICKS = 100
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +70,6 @@ def run(settings: Settings, listener: socket.socket, started: Callable[[str], No
     server = Server(config, app, started)
     server.run([listener])
     if server.stuck:
-        logger.critical(
-            "A run of the model goes on although its answer has long been of no use: this process "
-            "ends, and another should be started. What its threads do:"
-        )
-        faulthandler.dump_traceback()
         logging.shutdown()
         # Any other end would wait for the thread that is stuck.
         os._exit(os.EX_SOFTWARE)
@@ -83,7 +79,7 @@ class Server(uvicorn.Server):
     """uvicorn's, which drains without dropping anything.
 
     Attributes:
-        stuck: Whether it ended with a run of the model that did not.
+        stuck: Whether it ends because a run of the model does not.
     """
 
     def __init__(self, config: Config, app: FastAPI, started: Callable[[str], None]) -> None:
@@ -93,6 +89,7 @@ class Server(uvicorn.Server):
         self._gateway: Gateway = app.state.gateway
         self._started = started
         self.stuck = False
+        self._stuck_ticks = 0
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve between the application's start and its end."""
@@ -103,11 +100,24 @@ class Server(uvicorn.Server):
             )
             await super().serve(sockets)
             resetting.cancel()
-        self.stuck = self._gateway.models.stuck
+        if not self.stuck and self._gateway.models.stuck:
+            self._tell_stuck()
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end, asked ten times a second."""
-        return await super().on_tick(counter) or self._gateway.models.stuck
+        # Ten seconds on end: a process that was frozen gets time to finish its runs.
+        self._stuck_ticks = self._stuck_ticks + 1 if self._gateway.models.stuck else 0
+        if self._stuck_ticks > STUCK_TICKS:
+            self._tell_stuck()
+        return await super().on_tick(counter) or self.stuck
+
+    def _tell_stuck(self) -> None:
+        self.stuck = True
+        logger.critical(
+            "A run of the model goes on although its answer has long been of no use: this process "
+            "ends, and another should be started. What its threads do:"
+        )
+        faulthandler.dump_traceback()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say so."""

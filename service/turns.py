@@ -10,7 +10,8 @@ class Turns:
     """Lets in as many at a time as there is room for, in order of arrival: `async with turns`.
 
     Args:
-        room: How many, at least one; asked anew whenever somebody comes or leaves.
+        room: How many, at least one; asked anew whenever somebody leaves, and for one who comes
+            while nobody waits.
     """
 
     def __init__(self, room: Callable[[], int]) -> None:

@@ -167,5 +167,5 @@ def _end_with_parent(pipe: Connection) -> None:
     """Nothing is ever sent: what ends the wait is the end of the parent, however it came."""
     try:
         pipe.recv()
-    except EOFError:
+    except (EOFError, OSError):  # the latter where the parent had not read what was sent to it
         os.kill(os.getpid(), signal.SIGTERM)

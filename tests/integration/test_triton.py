@@ -269,6 +269,20 @@ def test_a_model_that_no_server_has_is_not_loaded_and_harms_no_other(
         assert status(ours.address, "/readyz") == 200
 
 
+def test_a_folder_is_embedded_by_the_servers(
+    bundle: Bundle, triton: TritonServer, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "one.png").write_bytes(photograph())
+    embedded = foveal(
+        *("embed", tmp_path / "photos", "--out", tmp_path / "vectors.npz", "--model", bundle.path),
+        FOVEAL_ENGINE="triton",
+        FOVEAL_TRITON_URLS=triton.url,
+    )
+    assert embedded.returncode == 0, embedded.stderr
+    assert np.load(tmp_path / "vectors.npz")["embeddings"].shape == (1, bundle.manifest.dim)
+
+
 def test_with_certificates_on_both_sides_photographs_travel_encrypted(
     bundle: Bundle, encrypted: Encrypted, tmp_path: Path
 ) -> None:

@@ -6,31 +6,36 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
+import pytest
 from PIL import Image
 
 from service.bundle import Bundle
+from tests.bundles import make_bundle
 from tests.service.gateways import PNG, photograph
-from tests.service.processes import serving
+from tests.service.processes import Serving, serving
 from tests.service.wire import read_all, read_answer
+from tests.waiting import wait_until
 
 STUCK = """
-import threading
-import service.batching, service.engines.onnx as onnx
+import os, time
+import service.batching, service.engines.onnx as onnx, service.server
 from service.__main__ import main
 
 service.batching.STUCK = 0.5
+service.server.STUCK_TICKS = 5
 run = onnx.Graph.__call__
 
-def never_ends(graph, images, outputs):
+def stuck(graph, images, outputs):
     if images.min() == 255:
-        threading.Event().wait()
+        time.sleep(float(os.environ.get("STUCK_FOR", "1e6")))
     return run(graph, images, outputs)
 
-onnx.Graph.__call__ = never_ends
+onnx.Graph.__call__ = stuck
 main()
 """
 
@@ -142,18 +147,67 @@ def test_under_load_not_one_accepted_request_fails(bundle: Bundle, tmp_path: Pat
     assert log == ""
 
 
-def test_where_a_run_never_ends_others_are_answered_and_the_process_ends_for_another_to_start(
-    bundle: Bundle, tmp_path: Path
+@pytest.fixture
+def white() -> bytes:
+    """The photograph that the model of `STUCK` does not get done with."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (80, 120), "white").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@contextmanager
+def sticking(bundle: Bundle, data: Path, **settings: str) -> Iterator[Serving]:
+    arguments = ("--model", bundle.path, "--data", data, "--engine", "onnx")
+    settings = {"FOVEAL_THREADS": "2", **settings}
+    with serving(*arguments, program=[sys.executable, "-c", STUCK], **settings) as server:
+        yield server
+
+
+def assert_sticks(address: str, white: bytes, **query: str) -> None:
+    """Ask for what is not answered."""
+    impatient = PNG | {"X-Request-Timeout-Ms": "500"}
+    asked = httpx.post(f"{address}/embed", params=query, content=white, headers=impatient)
+    assert asked.status_code == 504
+
+
+def assert_ended_for_another_to_start(server: Serving) -> None:
+    assert server.process.wait(20) == 70
+    assert "this process ends, and another should be started" in server.log
+    assert "in stuck" in server.log
+
+
+def test_where_a_run_never_ends_others_are_answered_and_the_process_ends(
+    bundle: Bundle, tmp_path: Path, white: bytes
 ) -> None:
-    white = io.BytesIO()
-    Image.new("RGB", (80, 120), "white").save(white, "PNG")
-    program = [sys.executable, "-c", STUCK]
-    arguments = ("--model", bundle.path, "--data", tmp_path, "--engine", "onnx")
-    limits = {"FOVEAL_REQUEST_TIMEOUT": "2", "FOVEAL_THREADS": "2"}
-    with serving(*arguments, program=program, **limits) as server:
-        with httpx.Client(base_url=server.address, timeout=20) as client:
-            assert client.post("/embed", content=white.getvalue(), headers=PNG).status_code == 504
-            assert client.post("/embed", content=photograph(), headers=PNG).status_code == 200
-        assert server.process.wait(20) == 70
-        assert "this process ends, and another should be started" in server.log
-        assert "in never_ends" in server.log
+    with sticking(bundle, tmp_path) as server:
+        assert_sticks(server.address, white)
+        other = httpx.post(f"{server.address}/embed", content=photograph(), headers=PNG)
+        assert other.status_code == 200
+        assert_ended_for_another_to_start(server)
+
+
+def test_a_run_that_never_ends_is_noticed_of_a_model_that_was_unloaded_as_well(
+    bundle: Bundle, tmp_path: Path, white: bytes
+) -> None:
+    make_bundle(tmp_path / "models" / "other", name="other")
+    repository = str(tmp_path / "models")
+    with sticking(bundle, tmp_path, FOVEAL_REPOSITORY=repository) as server:
+        assert_sticks(server.address, white, model="other")
+        unloaded = httpx.post(f"{server.address}/v2/repository/models/other/unload")
+        assert unloaded.status_code == 200
+        assert_ended_for_another_to_start(server)
+
+
+def test_a_server_that_ends_for_a_stuck_run_says_so_though_the_run_ends_meanwhile(
+    bundle: Bundle, tmp_path: Path, white: bytes
+) -> None:
+    photo = photograph()
+    with sticking(bundle, tmp_path, STUCK_FOR="5") as server:
+        with socket.create_connection(target(server.address), timeout=20) as raw:
+            raw.sendall(embed_request(photo)[:-10])
+            assert_sticks(server.address, white)
+            wait_until(lambda: "this process ends" in server.log)
+            time.sleep(3)  # until the run has ended
+            raw.sendall(photo[-10:])
+            assert read_all(raw).startswith(b"HTTP/1.1 200")
+        assert_ended_for_another_to_start(server)

@@ -25,6 +25,11 @@ def answering(server: Serving, photo: bytes) -> int:
     return httpx.post(f"{server.address}/embed", content=photo, headers=PNG).status_code
 
 
+def served(folder: Path, worker: int) -> bool:
+    """Whether a worker has noted a request among its metrics."""
+    return any(b"/embed" in noted.read_bytes() for noted in folder.rglob(f"*_{worker}.db"))
+
+
 def counted(server: Serving) -> float:
     families = text_string_to_metric_families(httpx.get(f"{server.address}/metrics").text)
     return sum(
@@ -72,6 +77,11 @@ def test_workers_do_not_outlive_their_parent(
     with serving("--workers", 2, "--model", bundle.path, **shared, **place) as server:
         wait_until(lambda: len(children(server.process.pid)) == 2, seconds=60)
         orphans = children(server.process.pid)
+        photo = photograph()
+        wait_until(
+            lambda: answering(server, photo) == 200 and all(served(tmp_path, o) for o in orphans),
+            seconds=60,
+        )
         server.process.kill()
         server.process.wait()
         wait_until(lambda: not any(_runs(orphan) for orphan in orphans), seconds=60)
