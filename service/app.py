@@ -32,8 +32,11 @@ from service.routes import (
     repository,
     similar,
 )
+from service.routes.body import DEADLINE_HEADER
 from service.routes.direct import Direct
 from service.routes.gateway import Gateway
+from service.routes.head_method import HeadMethod
+from service.routes.tensors import HEADER_LENGTH
 from service.settings import Settings
 from service.telemetry.middleware import Telemetry
 from service.telemetry.traces import configured
@@ -90,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
         title="Foveal",
         version=__version__,
         description="Serves what self-supervised vision transformers see.",
+        docs_url=None,  # FastAPI's own page loads its script from elsewhere
         redoc_url=None,
         redirect_slashes=False,
         lifespan=lifespan,
@@ -97,6 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.gateway = gateway
     app.state.traces = traces
     problems.install(app)
+    app.add_middleware(HeadMethod)
     busiest = (embed.router, attention.router, correspond.router, similar.router)
     app.add_middleware(Direct, routes=[route for router in busiest for route in router.routes])
     _guard(app, settings, limiter)
@@ -118,7 +123,23 @@ def _guard(app: FastAPI, settings: Settings, limiter: Limiter | None) -> None:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "POST", "PUT", "DELETE"),
-            allow_headers=("Authorization", "Content-Type", "X-API-Key", "X-Request-Id"),
-            expose_headers=("X-Request-Id", "Server-Timing", "Retry-After", "RateLimit"),
+            allow_methods=("GET", "HEAD", "POST", "PUT", "DELETE"),
+            allow_headers=(
+                "Authorization",
+                "Content-Type",
+                "X-API-Key",
+                "X-Request-Id",
+                DEADLINE_HEADER,
+                HEADER_LENGTH,
+                "traceparent",
+                "tracestate",
+            ),
+            expose_headers=(
+                "X-Request-Id",
+                "Server-Timing",
+                "Retry-After",
+                "RateLimit",
+                "RateLimit-Policy",
+                HEADER_LENGTH,
+            ),
         )

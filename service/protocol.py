@@ -3,7 +3,7 @@
 uvicorn waits for ever for headers that trickle in, and reads them however long they grow. Here a
 timer runs whenever a connection owes us a request, headers are bounded, and more than so many
 connections are answered 503. When the server drains, a connection is not closed under a request
-that may be on its way.
+that may be on its way. A request to upgrade the connection is answered as if it were none.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 import orjson
 import uvicorn
 from starlette.types import Receive, Scope, Send
@@ -94,7 +95,11 @@ class Protocol(HttpToolsProtocol):
         if self._refusal:
             return
         self._read = len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or MalformedRequest("This is not HTTP/1.1."))
         if self._in_headers:
             self._earlier += len(data)
             if self._earlier > self._settings.max_header_bytes:
@@ -119,6 +124,11 @@ class Protocol(HttpToolsProtocol):
         if self._earlier + self._read > limit and self._header_bytes() > limit:
             self._refusal = self._too_large()
             raise self._refusal
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._refusal = MalformedRequest("This is no proxy: CONNECT leads nowhere.")
+                raise self._refusal
+            return  # It comes again, as a request like any other.
         crowded = len(self.connections) > self._settings.max_connections
         # An orchestrator that hears 503 from /livez would restart a server that is merely busy.
         refused = crowded and not self.url.startswith(PROBES)
@@ -127,16 +137,38 @@ class Protocol(HttpToolsProtocol):
         if self._state.draining:
             self.cycle.keep_alive = False
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what cannot be parsed."""
-        self._refuse(self._refusal or MalformedRequest("This is not HTTP/1.1."))
-
     def shutdown(self) -> None:
         """Close once what is under way, or may be, is answered."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.keep_alive = False
         else:
             self.loop.call_later(LINGER, self._close_if_idle)
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        """Parse what came, where no request is one to upgrade the connection.
+
+        Behind the headers of such a request the parser stops, and takes the body for the next
+        request. So it is told of it again without the header, which may be ignored (RFC 9110, 7.8).
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as stop:
+                (size,) = stop.args
+                data = memoryview(data)[size:]
+                self.parser.feed_data(self._head_without_upgrade())
+            else:
+                return
+
+    def _head_without_upgrade(self) -> bytes:
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    def _should_upgrade(self) -> bool:
+        # uvicorn asks this of requests to upgrade alone, and leaves them to whoever would do it.
+        return True
 
     def _close_if_idle(self) -> None:
         if self.idle:

@@ -1,4 +1,4 @@
-"""The page at `/` and its files, which load nothing from anywhere else."""
+"""The pages at `/` and `/docs` and their files, which load nothing from anywhere else."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 FOLDER = Path(__file__).parents[1] / "web"
+SWAGGER_UI = ("fastapi_swagger", "resources")  # a package that carries its files
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'self'; "
@@ -31,11 +32,17 @@ async def page() -> FileResponse:
     return FileResponse(FOLDER / "index.html", headers=HEADERS)
 
 
+@router.get("/docs", include_in_schema=False)
+async def documentation() -> FileResponse:
+    """The page where the OpenAPI document can be read and tried out."""
+    return FileResponse(FOLDER / "docs.html", headers=HEADERS)
+
+
 class PageFiles(StaticFiles):
-    """The files beside the page, under the same headers."""
+    """The files beside the pages, under the same headers."""
 
     def __init__(self) -> None:
-        super().__init__(directory=FOLDER)
+        super().__init__(directory=FOLDER, packages=[SWAGGER_UI])
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """Serve a file with the page's headers."""

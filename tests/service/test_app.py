@@ -1,6 +1,7 @@
 """The application as a whole: errors of every kind, the page, the documentation, the load."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import httpx
@@ -10,7 +11,7 @@ from service.app import create_app
 from service.bundle import Bundle, BundleError
 from service.index.base import IndexUnavailable
 from service.settings import Settings
-from tests.service.gateways import PNG, assert_problem, photograph, serving
+from tests.service.gateways import PNG, Serve, assert_problem, photograph, serving
 
 
 @pytest.fixture
@@ -91,11 +92,15 @@ def test_concurrent_requests_all_get_their_own_answer(client: httpx.Client) -> N
         )
 
 
-def test_the_page_and_its_files_load_nothing_from_elsewhere(client: httpx.Client) -> None:
+def test_the_pages_and_their_files_load_nothing_from_elsewhere(client: httpx.Client) -> None:
     for path, kind in (
         ("/", "text/html"),
         ("/web/app.js", "javascript"),
         ("/web/style.css", "css"),
+        ("/docs", "text/html"),
+        ("/web/docs.js", "javascript"),
+        ("/web/swagger-ui-bundle.js", "javascript"),
+        ("/web/swagger-ui.css", "css"),
     ):
         answer = client.get(path)
         assert answer.status_code == 200
@@ -103,6 +108,10 @@ def test_the_page_and_its_files_load_nothing_from_elsewhere(client: httpx.Client
         policy = answer.headers["content-security-policy"]
         assert "default-src 'self'; img-src 'self' blob: data:" in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
+    for page in ("/", "/docs"):
+        loaded = re.findall(r'(?:src|href)="([^"]+)"', client.get(page).text)
+        for address in loaded:
+            assert address == "data:," or client.get(address).status_code == 200
 
 
 def test_the_documentation_shows_forms_options_and_answers(client: httpx.Client) -> None:
@@ -120,6 +129,30 @@ def test_the_documentation_shows_forms_options_and_answers(client: httpx.Client)
     assert "EmbedAnswer" in document["components"]["schemas"]
     assert "application/problem+json" in embed["responses"]["4XX"]["content"]
     assert "/similar" in document["paths"]
+
+
+def test_browsers_of_named_sites_may_send_every_documented_header(serve: Serve) -> None:
+    sent = (
+        "authorization",
+        "content-type",
+        "inference-header-content-length",
+        "traceparent",
+        "tracestate",
+        "x-api-key",
+        "x-request-id",
+        "x-request-timeout-ms",
+    )
+    origin = {"Origin": "https://app.example"}
+    with serve(cors_origins="https://app.example") as client:
+        for name in sent:
+            asked = {
+                "Access-Control-Request-Method": "POST",
+                "Access-Control-Request-Headers": name,
+            }
+            assert client.options("/embed", headers=origin | asked).status_code == 200, name
+        answer = client.get("/livez", headers=origin)
+    exposed = answer.headers["access-control-expose-headers"].lower().split(", ")
+    assert {"inference-header-content-length", "ratelimit-policy"} < set(exposed)
 
 
 def test_a_folder_that_is_no_bundle_or_an_index_in_use_is_told(

@@ -1,8 +1,10 @@
 """Connections that keep us waiting, say too much or are too many."""
 
 import json
+import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,11 +14,18 @@ import pytest
 
 from service.bundle import Bundle
 from tests.service.exposition import samples
-from tests.service.gateways import assert_problem
+from tests.service.gateways import assert_problem, photograph
 from tests.service.processes import serving
 from tests.service.wire import read_all, read_answer
 
 Connect = Callable[[], socket.socket]
+
+LAST = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+UPGRADES = {
+    "as curl asks": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings:\r\n",
+    "in any case": b"connection: keep-alive\r\nCONNECTION: uPgRaDe\r\nuPGRADe: websocket\r\n",
+    "many times": b"Connection: upgrade\r\n" + 50 * b"Upgrade: a\r\n",
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +99,10 @@ def test_a_body_that_nobody_reads_does_not_hold_a_connection(connect: Connect) -
 
 
 @pytest.mark.parametrize("pieces", [1, 50])
-def test_headers_over_their_limit_are_refused(connect: Connect, pieces: int) -> None:
+@pytest.mark.parametrize("more", [b"", UPGRADES["as curl asks"]], ids=["plain", "upgrade"])
+def test_headers_over_their_limit_are_refused(connect: Connect, pieces: int, more: bytes) -> None:
     connection = connect()
-    request = b"GET /livez HTTP/1.1\r\nHost: x\r\nX-A: " + 5000 * b"a" + b"\r\n\r\n"
+    request = b"GET /livez HTTP/1.1\r\nHost: x\r\n" + more + b"X-A: " + 5000 * b"a" + b"\r\n\r\n"
     size = -(-len(request) // pieces)
     for start in range(0, len(request), size):
         connection.sendall(request[start : start + size])
@@ -152,6 +162,54 @@ def test_what_is_behind_a_whole_request_and_no_http_costs_it_nothing(connect: Co
     answer = parse(read_all(connection))
     assert answer.json() == {"status": "alive"}
     assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("upgrade", UPGRADES.values(), ids=UPGRADES)
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("pieces", [1, 9])
+def test_a_request_that_asks_for_an_upgrade_is_answered_like_any_other(
+    connect: Connect, upgrade: bytes, chunked: bool, pieces: int
+) -> None:
+    photo = photograph()
+    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(photo)
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(photo), photo) if chunked else photo
+    head = b"POST /embed HTTP/1.1\r\nHost: x\r\n" + upgrade + framing
+    request = head + b"\r\nContent-Type: image/png\r\n\r\n" + body
+    connection = connect()
+    sent = request + request + LAST
+    size = -(-len(sent) // pieces)
+    for start in range(0, len(sent), size):
+        connection.sendall(sent[start : start + size])
+        time.sleep(0.02)  # so that each is likely to be a read of its own
+    answers = read_all(connection)
+    assert answers.count(b"HTTP/1.1 ") == answers.count(b"HTTP/1.1 200") == 3
+    assert answers.count(b'"embedding"') == 2
+    assert answers.endswith(b'{"status":"alive"}')
+
+
+def test_the_body_of_a_request_that_asks_for_an_upgrade_is_no_request(connect: Connect) -> None:
+    connection = connect()
+    body = b"DELETE /collections/smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    head = b"POST /embed HTTP/1.1\r\nHost: x\r\n" + UPGRADES["as curl asks"]
+    connection.sendall(head + b"Content-Type: image/png\r\nContent-Length: %d\r\n\r\n" % len(body))
+    time.sleep(0.1)
+    connection.sendall(body)
+    time.sleep(0.1)
+    connection.sendall(LAST)
+    assert re.findall(rb"HTTP/1.1 (\d+)", read_all(connection)) == [b"415", b"200"]
+
+
+def test_several_requests_in_one_read_may_ask_for_an_upgrade(connect: Connect) -> None:
+    connection = connect()
+    head = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
+    connection.sendall(30 * (head + UPGRADES["in any case"] + b"\r\n") + LAST)
+    assert read_all(connection).count(b"HTTP/1.1 200") == 31
+
+
+def test_a_tunnel_is_refused_with_all_that_is_sent_into_it(connect: Connect) -> None:
+    connection = connect()
+    connection.sendall(b"CONNECT /livez HTTP/1.1\r\nHost: x\r\n\r\n" + LAST)
+    assert_problem(parse(read_all(connection)), 400, "malformed_request", "CONNECT")
 
 
 def test_answers_outside_of_the_application_are_told_of_like_all_others(

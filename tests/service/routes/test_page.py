@@ -2,7 +2,7 @@ import httpx
 import pytest
 
 
-@pytest.mark.parametrize("path", ["/", "/web/app.js", "/web/style.css"])
+@pytest.mark.parametrize("path", ["/", "/docs", "/web/app.js", "/web/swagger-ui-bundle.js"])
 def test_the_page_is_framed_by_nobody_and_taken_for_nothing_else(
     client: httpx.Client, path: str
 ) -> None:
