@@ -34,6 +34,10 @@ LABEL org.opencontainers.image.title="Foveal training" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="${BASE}"
+# torch compiles with them when a recipe says `compile=true`.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/foveal /opt/foveal
 RUN install -d -o 10001 -g 10001 /foveal /foveal/runs
 # torch and matplotlib keep files at home, which is otherwise read-only; torch asks for a name.

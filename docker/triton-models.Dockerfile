@@ -1,6 +1,6 @@
 # A model repository for Triton, to be copied out of: `cp -r /models/. /repository`.
 #   docker build --file docker/triton-models.Dockerfile --tag foveal/triton-models .
-# Another model: put its bundle below BUNDLES, a folder of the checkout.
+# Another model: put its bundle below bundles/ in the checkout, and --build-arg BUNDLES=bundles
 ARG BASE=python:3.11-slim-bookworm
 ARG FINAL=busybox:1.37
 

@@ -46,6 +46,17 @@ def test_profiles_add_triton_and_the_observers():
     assert set(observed) == {"gateway", "redis", "prometheus", "grafana"}
 
 
+@pytest.mark.parametrize("folder", ["./service/bundles", "./bundles"])
+def test_triton_gets_the_gateways_models_and_both_start_anew_with_others(folder):
+    given = {} if folder == "./service/bundles" else {"FOVEAL_MODELS": folder}
+    services = configuration("--profile", "gpu", **given)["services"]
+    [mount] = (v for v in services["gateway"]["volumes"] if v["target"] == "/models")
+    assert services["triton-models"]["build"]["args"]["BUNDLES"] == folder
+    assert mount["source"] == str(ROOT / folder)
+    for name in ("gateway", "triton"):
+        assert services[name]["depends_on"]["triton-models"]["restart"] is True
+
+
 def test_every_service_is_contained_and_limited(everything):
     for name, service in everything.items():
         assert service["read_only"], name

@@ -103,5 +103,13 @@ def test_servers_say_whether_they_are_ready_without_curl(dockerfile):
         assert check == "NONE"
 
 
+def test_a_training_can_compile_its_model():
+    """For which torch wants a compiler of C, for GPUs, and one of C++."""
+    training = next(path for path in DOCKERFILES if path.stem == "training")
+    [command] = values(training, "RUN")[:1]
+    installed = re.search(r"apt-get install -y --no-install-recommends ([^&]*)", command)
+    assert {"gcc", "g++", "libc6-dev"} <= set(installed[1].split())
+
+
 def test_nothing_reports_to_the_makers_of_onnx_runtime(dockerfile):
     assert "ORT_DISABLE_TELEMETRY=1" in dockerfile.read_text()

@@ -10,7 +10,7 @@ from service.engines.base import ServerStatistics
 from service.settings import Settings
 from service.telemetry import metrics
 from tests.data import ROOT
-from tests.deploy.manifests import SERVING, environment, of_kind, one, pod, workload
+from tests.deploy.manifests import SERVING, environment, of_kind, one, pod, selects, workload
 from tests.service.conftest import serve
 from tests.service.gateways import Serve
 
@@ -89,8 +89,23 @@ def test_prometheus_finds_every_metric_that_it_is_asked_for(serve: Serve) -> Non
         for manifest in of_kind(name, "ScaledObject", "PrometheusRule")
         for metric in re.findall(r"\b(?:foveal|http_server)_\w+", str(manifest["spec"]))
     }
-    assert {"foveal_queue_depth", "foveal_model_info", "foveal_triton_ready"} <= asked
+    assert {"foveal_queue_depth", "foveal_model_info", "foveal_model_ready"} <= asked
     assert asked <= known
+
+
+def test_alerts_ask_for_the_gateways_by_the_name_that_prometheus_gives_them() -> None:
+    (rules,) = of_kind("keda", "PrometheusRule")
+    asked = set(re.findall(r'job="([^"]+)"', str(rules["spec"])))
+    monitor = one("keda", "ServiceMonitor", "foveal-gateway")["spec"]
+    assert "jobLabel" not in monitor  # so it is the name of the Service
+    services = [
+        service["metadata"]["name"]
+        for service in of_kind("keda", "Service")
+        if selects(monitor["selector"], service["metadata"]["labels"])
+    ]
+    compose = yaml.safe_load((ROOT / "deploy/observability/prometheus/prometheus.yml").read_text())
+    assert asked == set(services)
+    assert asked <= {job["job_name"] for job in compose["scrape_configs"]}
 
 
 def test_compose_and_kubernetes_raise_the_same_alerts() -> None:

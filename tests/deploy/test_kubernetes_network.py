@@ -47,8 +47,8 @@ def test_what_no_policy_names_is_denied(name: str) -> None:
     assert {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]} in denies
     for workload in workloads(name):
         each = Peer(workload=workload["metadata"]["name"])
-        assert not allowed(name, each, METADATA, 80)
-        assert not allowed(name, each, INSIDE, 22)
+        assert allowed(name, each, METADATA, 80) == (each == PASSWORD)
+        assert allowed(name, each, INSIDE, 22) == (each == PASSWORD)
         assert not allowed(name, STRANGER, each, 22)
         for protocol in ("UDP", "TCP"):
             assert allowed(name, each, DNS, 53, protocol)
@@ -70,10 +70,14 @@ def test_redis_is_reached_by_the_gateway_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in SERVING if n != "external-redis"])
-def test_the_password_is_made_by_whoever_reaches_the_api_server(name: str) -> None:
-    assert allowed(name, PASSWORD, INSIDE, 443)
-    assert allowed(name, PASSWORD, INSIDE, 6443)
-    assert not allowed(name, PASSWORD, INSIDE, 80)
+def test_the_password_is_made_by_one_who_reaches_any_api_server_and_whom_nobody_reaches(
+    name: str,
+) -> None:
+    # Of managed clusters, kubeadm, minikube, MicroK8s, and behind a port of a node.
+    for port in (443, 6443, 8443, 16443, 31443):
+        assert allowed(name, PASSWORD, INSIDE, port)
+    for other in (STRANGER, INTERNET, INSIDE, GATEWAY):
+        assert not allowed(name, other, PASSWORD, 443)
 
 
 @pytest.mark.parametrize("name", ["gpu", "keda-triton"])

@@ -1,9 +1,12 @@
 """What each pod must be: restricted, bounded, probed, spread, and gone without a lost request."""
 
+import re
+
 import pytest
 
 from service import __version__
 from service.settings import Settings
+from tests.data import ROOT
 from tests.deploy.manifests import (
     COMPONENT,
     NAME,
@@ -214,6 +217,32 @@ def test_who_scales_scales_down_slowly_and_never_to_one(name: str) -> None:
         own = scaler["spec"]["advanced"]["horizontalPodAutoscalerConfig"]
         assert own["behavior"]["scaleDown"]["stabilizationWindowSeconds"] == 300
         assert scaler["spec"]["minReplicaCount"] >= 2
+
+
+def test_keda_takes_over_the_autoscaler_of_a_cluster_that_runs_already() -> None:
+    """KEDA refuses to scale what an autoscaler scales, unless it is told of both."""
+    (scaler,) = of_kind("cpu", "HorizontalPodAutoscaler")
+    (scaled,) = of_kind("keda", "ScaledObject")
+    assert scaled["spec"]["scaleTargetRef"]["name"] == scaler["spec"]["scaleTargetRef"]["name"]
+    annotations = scaled["metadata"]["annotations"]
+    assert annotations["scaledobject.keda.sh/transfer-hpa-ownership"] == "true"
+    own = scaled["spec"]["advanced"]["horizontalPodAutoscalerConfig"]
+    assert own["name"] == scaler["metadata"]["name"]
+
+
+@pytest.mark.parametrize(
+    "text", ["README.md", "kubernetes/components/keda-triton/kustomization.yaml"]
+)
+def test_whoever_adds_keda_is_told_how_no_server_goes_when_replicas_does(text: str) -> None:
+    lost = [
+        deployment["metadata"]["name"]
+        for deployment in of_kind("gpu", "Deployment")
+        if "replicas" in deployment["spec"]
+        and "replicas" not in workload("keda-triton", deployment["metadata"]["name"])["spec"]
+    ]
+    assert lost
+    command = re.compile(r"kubectl -n foveal apply edit-last-applied deployment/([\w-]+)")
+    assert command.findall((ROOT / "deploy" / text).read_text()) == lost
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,24 @@ def test_an_overlay_of_ones_own_changes_images_settings_and_scaling(
     assert "HorizontalPodAutoscaler" not in kinds
 
 
+def test_the_label_that_prometheus_asks_for_reaches_what_it_reads_and_no_pod(
+    examples: list[str], tmp_path: Path
+) -> None:
+    """Of pods it would change the selectors, which a Deployment that exists does not take."""
+    component = KUBERNETES / "components" / "monitoring" / "kustomization.yaml"
+    uncommented = re.findall(r"^#   (.*)", component.read_text(), re.MULTILINE)
+    (label,) = yaml.safe_load(examples[1])["labels"]
+    assert yaml.safe_load("\n".join(uncommented)) == {"labels": [label]}
+    plain = rendered(examples[0], tmp_path)
+    labelled = rendered(examples[0] + examples[1], tmp_path)
+    for one, other in zip(plain, labelled, strict=True):
+        if one["kind"] in ("ServiceMonitor", "PrometheusRule"):
+            assert label["pairs"].items() <= other["metadata"]["labels"].items()
+        assert one.get("spec") == other.get("spec")
+
+
 def test_a_training_of_ones_own_has_its_arguments(examples: list[str], tmp_path: Path) -> None:
-    (job,) = (m for m in rendered(examples[1], tmp_path) if m["kind"] == "Job")
+    (job,) = (m for m in rendered(examples[2], tmp_path) if m["kind"] == "Job")
     assert pod(job)["containers"][0]["args"][:2] == ["run", "dino-vitb16"]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.distributed.run import config_from_args, parse_args
 
 from tests.data import ROOT
 from tests.deploy.manifests import Manifest, one, pod
@@ -108,4 +109,22 @@ def test_a_pod_that_the_cluster_takes_away_is_no_failure(name: str) -> None:
     assert rule["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
     spec = job["template"]["spec"]
     assert spec["restartPolicy"] == "Never"  # which podFailurePolicy asks for
-    assert spec["terminationGracePeriodSeconds"] >= 120  # a step and a checkpoint
+
+
+@pytest.mark.parametrize("name", ["training", "training-nodes"])
+def test_a_pod_has_its_whole_grace_for_a_step_and_a_checkpoint(name: str) -> None:
+    """torchrun, which is the pod's first process, does not kill its workers long before."""
+    grace = pod(one(name, "Job", "foveal-train"))["terminationGracePeriodSeconds"]
+    _, *arguments = command(name, 0, 29500, [])
+    config, _, _ = config_from_args(parse_args(arguments))
+    assert grace >= 120
+    assert grace - 30 <= config.shutdown_timeout < grace
+
+
+def test_the_failures_that_a_disruption_brings_to_the_other_nodes_do_not_end_the_job() -> None:
+    """A worker's own status does not reach the cluster, so no rule can tell them apart."""
+    ended = [*command("training-nodes", 0, free_port(), [])[:-2], "--nnodes=1", "--no-python"]
+    done = subprocess.run([*ended, "sh", "-c", "exit 143"], capture_output=True, check=False)
+    assert done.returncode == 1
+    job = one("training-nodes", "Job", "foveal-train")["spec"]
+    assert job["backoffLimit"] >= 1000 * (NODES - 1)

@@ -49,7 +49,7 @@ def test_all_that_dashboard_and_alerts_name_is_in_metrics(bundle: Bundle, tmp_pa
     names, labels = exposed(text)
     # A counter has no series before it counts.
     names |= {"foveal_requests_shed_total"}
-    labels |= {"instance", "reason"}
+    labels |= {"instance", "namespace", "reason"}
     expressions = panels() + [rule["expr"] for rule in alerts().values()]
     for expression in expressions:
         assert set(OURS.findall(expression)) <= names, expression
@@ -76,19 +76,24 @@ def test_prometheus_takes_the_configuration():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+UP = 'up{job="foveal-gateway"}'
 COUNT = "http_server_request_duration_seconds_count"
+REQUESTS = COUNT + '{{http_route="{}",http_response_status_code="{}"}}'
 SLOW = "foveal_queue_duration_seconds_bucket"
+READY = 'foveal_model_ready{{model="m",instance="{}"}}'
 # What each alert must come from within 45 minutes, and what must leave it silent.
 SERIES = {
-    "FovealDown": ({}, {"foveal_queue_depth": "0+0x60"}),
+    "FovealDown": ({UP: "0+0x60"}, {UP: "1+0x60", "foveal_queue_depth": "0+0x60"}),
     "FovealErrors": (
         {
-            f'{COUNT}{{http_response_status_code="200"}}': "0+100x60",
-            f'{COUNT}{{http_response_status_code="500"}}': "0+5x60",
+            REQUESTS.format("/embed", 200): "0+100x60",
+            REQUESTS.format("/embed", 500): "0+5x60",
+            REQUESTS.format("/readyz", 200): "0+1000x60",
         },
         {
-            f'{COUNT}{{http_response_status_code="200"}}': "0+100x60",
-            f'{COUNT}{{http_response_status_code="503"}}': "0+5x60",
+            REQUESTS.format("/embed", 200): "0+100x60",
+            REQUESTS.format("/embed", 503): "0+5x60",
+            REQUESTS.format("/metrics", 500): "0+5x60",
         },
     ),
     "FovealShedding": (
@@ -112,8 +117,8 @@ SERIES = {
         {'foveal_cache_requests_total{result="error"}': "5+0x60"},
     ),
     "FovealTritonGone": (
-        {'foveal_triton_ready{server="a"}': "0+0x60", 'foveal_triton_ready{server="b"}': "0+0x60"},
-        {'foveal_triton_ready{server="a"}': "0+0x60", 'foveal_triton_ready{server="b"}': "1+0x60"},
+        {READY.format("a"): "0+0x60", READY.format("b"): "0+0x60"},
+        {READY.format("a"): "0+0x60", READY.format("b"): "1+0x60"},
     ),
     "FovealTwoModels": (
         {
@@ -134,6 +139,43 @@ def test_an_alert_comes_when_it_should_and_else_is_silent(name, tmp_path):
     firing, silent = SERIES[name]
     assert fires(name, firing, tmp_path)
     assert not fires(name, silent, tmp_path)
+
+
+@pytest.mark.parametrize("name", alerts())
+def test_installations_that_are_well_hide_none_that_is_not(name, tmp_path):
+    require(PROMTOOL)
+    firing, silent = SERIES[name]
+    series = within("one", firing)
+    for other in range(20):
+        series |= within(f"other-{other}", silent)
+    assert fires(name, series, tmp_path)
+
+
+def test_installations_may_serve_different_models(tmp_path):
+    require(PROMTOOL)
+    model = 'foveal_model_info{{model="m",digest="{}"}}'
+    one, other = ({model.format(digest): "1+0x60"} for digest in "ab")
+    assert not fires("FovealTwoModels", within("one", one) | within("other", other), tmp_path)
+
+
+def test_it_is_told_of_when_there_is_no_gateway_at_all(tmp_path):
+    require(PROMTOOL)
+    assert fires("FovealDown", {}, tmp_path)
+
+
+def within(namespace: str, series: dict[str, str]) -> dict[str, str]:
+    """The same series as an installation in that namespace has them."""
+    return {
+        f'{name}{{namespace="{namespace}",{labels}': values
+        for key, values in series.items()
+        for name, _, labels in [(key if "{" in key else key + "{}").partition("{")]
+    }
+
+
+def test_probes_and_scrapes_are_not_among_the_requests_that_are_looked_at():
+    for expression in panels() + [rule["expr"] for rule in alerts().values()]:
+        for selector in re.findall(r"http_server_request_duration_seconds\w+(\{[^}]*)", expression):
+            assert 'http_route!~"/livez|/readyz|/metrics"' in selector
 
 
 def fires(name: str, series: dict[str, str], folder: Path) -> bool:

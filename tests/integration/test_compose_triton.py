@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import httpx
 import numpy as np
 import pytest
 
-from service import __version__
 from service.bundle import DEFAULT, Bundle
+from tests.bundles import make_bundle
 from tests.compose_stack import Stack, build_gateway
 from tests.docker_engine import PYTHON, ROOT, DockerEngine
 from tests.service.gateways import PNG, photograph
@@ -19,8 +20,12 @@ from tests.service.processes import serving
 from tests.triton_image import TRITON, build_triton
 
 # What a machine without a GPU cannot have; everything else stays as users get it.
-PROCESSORS = """
+PROCESSORS = f"""
 services:
+  triton-models:
+    build:
+      network: host
+      args: {{FINAL: "{PYTHON}"}}
   triton:
     command: !override
       - tritonserver
@@ -29,7 +34,7 @@ services:
       - --exit-timeout-secs=50
     deploy:
       resources:
-        limits: {cpus: "2"}
+        limits: {{cpus: "2"}}
         reservations: !reset null
 """
 
@@ -38,9 +43,6 @@ services:
 def stack(docker: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     build_gateway(docker)
     build_triton(docker)
-    models = f"foveal/triton-models:{__version__}"
-    dockerfile = ROOT / "docker/triton-models.Dockerfile"
-    docker.build(models, ROOT, "--file", dockerfile, "--build-arg", f"FINAL={PYTHON}")
     processors: Path = tmp_path_factory.mktemp("compose") / "processors.yml"
     processors.write_text(PROCESSORS)
     stack = Stack(
@@ -51,6 +53,7 @@ def stack(docker: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
         FOVEAL_TRITON_IMAGE=TRITON,
     )
     try:
+        stack("build", "triton-models")
         stack.up()
         yield stack
     finally:
@@ -98,6 +101,28 @@ def test_without_triton_the_gateway_says_so_and_serves_again_when_it_is_back(sta
     assert stack.ask("/embed", photograph(110))
     assert stack.docker.inspect(stack.container("triton"))["RestartCount"] == 1
     assert stack.docker.inspect(stack.container("gateway"))["State"]["StartedAt"] == before
+
+
+@pytest.fixture
+def bundles(stack) -> Iterator[Path]:
+    """A folder in the checkout, where images are built from."""
+    parent = ROOT / "bundles"
+    parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+        # It mounts the folder.
+        stack("rm", "--stop", "--force", "gateway")
+    if not any(parent.iterdir()):
+        parent.rmdir()
+
+
+def test_a_model_of_ones_own_and_one_in_its_place_are_served(stack, bundles):
+    settings = {"FOVEAL_MODELS": f"./{bundles.relative_to(ROOT)}", "FOVEAL_MODEL": "/models/mine"}
+    for seed in range(2):
+        own = make_bundle(bundles / "mine", "mine", seed)
+        stack("up", "--detach", "--build", "--wait", "--wait-timeout", "90", **settings)
+        assert stack.ask("/embed", photograph())["digest"] == own.digest
 
 
 def inside_triton(stack: Stack, path: str) -> list[dict]:

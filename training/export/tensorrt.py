@@ -78,13 +78,14 @@ class TensorRT:
             self._library: Any = importlib.import_module("tensorrt")
         except ModuleNotFoundError:
             raise PlanError(
-                "TensorRT is not installed: pip install 'tensorrt>=10,<11', or leave --plan out"
+                "TensorRT is not installed: take the release that Triton has, as "
+                "deploy/triton/README.md says, or leave --plan out"
             ) from None
         self.version: str = self._library.__version__
         if int(self.version.partition(".")[0]) != MAJOR:
             raise PlanError(
                 f"TensorRT {self.version} is here, but plans are built by release {MAJOR}: "
-                "pip install 'tensorrt>=10,<11', or leave --plan out"
+                "take the one that Triton has, as deploy/triton/README.md says, or leave --plan out"
             )
         self.gpu = torch.cuda.get_device_name()
         self.capability = "{}.{}".format(*torch.cuda.get_device_capability())
