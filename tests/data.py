@@ -23,8 +23,8 @@ def dataset(name: str) -> Path:
     archive = SOURCE / ARCHIVES[name]
     if not archive.is_file():
         raise FileNotFoundError(
-            f"The test data {archive} is missing. Its README names the public source; put the "
-            "archive there, or point TEST_DATA at the folder that holds it."
+            f"The test data {archive} is missing. docs/data.md says what it holds and where that "
+            "comes from; put the archive there, or point TEST_DATA at the folder that holds it."
         )
     staging = UNPACKED / f".{name}.{os.getpid()}"
     shutil.unpack_archive(archive, staging, filter=None if archive.suffix == ".zip" else "data")
