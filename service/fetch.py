@@ -77,8 +77,9 @@ class Fetcher:
                     f"url: nothing complete came in {self._settings.url_timeout:g} s, the limit; "
                     "send the image's bytes."
                 ) from None
-            except (httpx.TransportError, httpx.InvalidURL, OSError):
-                # What exactly failed would map a network for whoever asks.
+            except (httpx.TransportError, httpx.InvalidURL, OSError, ValueError, OverflowError):
+                # What exactly failed would map a network for whoever asks. A host that is no name,
+                # a port or a length of too many digits show as ValueError and OverflowError.
                 raise UnfetchableImage(
                     "url: the server there could not be reached or broke off; check the URL, or "
                     "send the image's bytes."

@@ -144,6 +144,7 @@ class Pipeline:
             DeadlineExceeded: The answer was not there by `deadline`.
         """
         self._require_outputs(outputs)
+        count_image()
         multiple = self._bundle.manifest.input.multiple
         height, width = image.shape[:2]
         if height % multiple or width % multiple:

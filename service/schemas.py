@@ -6,6 +6,8 @@ float by float would slow down many times over: their models document what is wr
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -20,37 +22,63 @@ from pydantic import (
 
 from service.images import Fit
 from service.index.base import Scalar
+from service.json_text import load
 from service.pooling import Dtype, Pooling
 
 MAX_METADATA_BYTES = 16_384
+MAX_METADATA_DEPTH = 32  # orjson reads deeper than it writes
+MAX_ENTRIES = 10_000  # of a list; counted before one is looked at
+MAX_HEADS_LENGTH = 1000
 
 
 def _from_json(value: Any) -> Any:
     """Read the JSON that a query string or a form field carries as text."""
     if not isinstance(value, str):
-        return value
+        return _few(value)
     try:
-        return orjson.loads(value)
+        return _few(load(value))
     except orjson.JSONDecodeError as error:
         raise ValueError(f"must be JSON: {error}") from None
 
 
 def _from_commas(value: Any) -> Any:
-    return value.split(",") if isinstance(value, str) else value
+    return _few(value.split(",", MAX_ENTRIES) if isinstance(value, str) else value)
 
 
-def _within_bytes(value: dict[str, Any]) -> dict[str, Any]:
+def _few(value: Any) -> Any:
+    if isinstance(value, list) and len(value) > MAX_ENTRIES:
+        raise ValueError(f"has more than {MAX_ENTRIES} entries, the limit")
+    return value
+
+
+def _within_limits(value: Any) -> Any:
+    """Metadata, or a filter of it, that is neither too deep nor too long."""
+    level = _nested([value])
+    for _ in range(MAX_METADATA_DEPTH):
+        level = _nested(chain.from_iterable(map(_children, level)))
+    if level:
+        raise ValueError(f"is nested deeper than {MAX_METADATA_DEPTH} levels, the limit")
     size = len(orjson.dumps(value))
     if size > MAX_METADATA_BYTES:
         raise ValueError(f"takes {size} bytes as JSON; the limit is {MAX_METADATA_BYTES}")
     return value
 
 
+def _nested(values: Iterable[Any]) -> list[dict[str, Any] | list[Any]]:
+    return [value for value in values if isinstance(value, dict | list)]
+
+
+def _children(node: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node
+
+
 CollectionName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 ItemId = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]{1,256}$")]
-Metadata = Annotated[dict[str, Any], AfterValidator(_within_bytes)]
+Metadata = Annotated[dict[str, Any], AfterValidator(_within_limits)]
 Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
-Embedding = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1)]
+Embedding = Annotated[
+    list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=1, fail_fast=True)
+]
 
 
 class Options(BaseModel):
@@ -93,7 +121,11 @@ class AttentionOptions(Options):
         "whole",
         description="whole: all of the photograph, its aspect kept. crop: the centre square.",
     )
-    heads: str = Field("all", description="all, mean, or the numbers of some heads: 0,3")
+    heads: str = Field(
+        "all",
+        max_length=MAX_HEADS_LENGTH,
+        description="all, mean, or the numbers of some heads: 0,3",
+    )
     mass: float | None = Field(
         None,
         gt=0,
@@ -125,7 +157,9 @@ class SimilarOptions(Options):
     min_score: float | None = Field(
         None, ge=-1, le=1, description="Leave out what has a smaller cosine."
     )
-    filter: Annotated[dict[str, Scalar] | None, BeforeValidator(_from_json)] = Field(
+    filter: Annotated[
+        dict[str, Scalar] | None, BeforeValidator(_within_limits), BeforeValidator(_from_json)
+    ] = Field(
         None, description="Metadata keys and the value that each must equal, as a JSON object."
     )
     embedding: Annotated[Embedding | None, BeforeValidator(_from_json)] = Field(
@@ -150,10 +184,15 @@ class ItemOptions(Options):
 class ItemsOptions(Options):
     """Options of `POST /collections/{collection}/items`."""
 
-    ids: Annotated[list[ItemId] | None, BeforeValidator(_from_commas)] = Field(
-        None, description="One id an image, a list or joined by commas; by default from the bytes."
+    ids: Annotated[
+        Annotated[list[ItemId], Field(fail_fast=True)] | None, BeforeValidator(_from_commas)
+    ] = Field(
+        None,
+        description="One id an image, a list or joined by commas; by default from the bytes.",
     )
-    metadata: Annotated[Metadata | list[Metadata], BeforeValidator(_from_json)] = Field(
+    metadata: Annotated[
+        Metadata | Annotated[list[Metadata], Field(fail_fast=True)], BeforeValidator(_from_json)
+    ] = Field(
         default_factory=dict, description="One JSON object for all images, or a list with one each."
     )
 

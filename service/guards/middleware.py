@@ -136,13 +136,16 @@ def _secret(scope: Scope) -> bytes | None:
 
 
 def _network(scope: Scope) -> str:
-    """The address that a request came from; of IPv6 the /64, which is one subscriber's."""
+    """The address that a request came from; of IPv6 the /64, which is one subscriber's.
+
+    A socket of both families gives IPv4 clients as ::ffff:a.b.c.d.
+    """
     host = scope["client"][0] if scope.get("client") else ""
     if ":" not in host:
         return str(host)
     address = ip_address(host.partition("%")[0])
     assert isinstance(address, IPv6Address)
-    return address.exploded[:19]
+    return str(address.ipv4_mapped or address.exploded[:19])
 
 
 def _headers(rate: Rate, bucket: Bucket) -> list[tuple[bytes, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from service.errors import ModelMismatch, NotFound
 Vector = NDArray[np.float32]
 Scalar = str | int | float | bool | None
 Filter = dict[str, Scalar]
+NEVER = math.inf
 
 
 class IndexUnavailable(Exception):
@@ -78,9 +80,14 @@ class Index(Protocol):
 
     Vectors are kept at unit length. An item is safe once `put` has returned, and no search that
     starts afterwards shows what it replaced.
+
+    Each operation raises `DeadlineExceeded` at its `deadline`, in the event loop's time. One that
+    has not started by then never does; a write that has may still be done.
     """
 
-    async def put(self, collection: str, items: Sequence[Item], digest: str) -> None:
+    async def put(
+        self, collection: str, items: Sequence[Item], digest: str, deadline: float = NEVER
+    ) -> None:
         """Add or replace items, all or none; the first creates the collection.
 
         Raises:
@@ -88,7 +95,7 @@ class Index(Protocol):
         """
         ...
 
-    async def get(self, collection: str, item: str) -> Item:
+    async def get(self, collection: str, item: str, deadline: float = NEVER) -> Item:
         """Give an item with its unit vector.
 
         Raises:
@@ -96,7 +103,7 @@ class Index(Protocol):
         """
         ...
 
-    async def delete(self, collection: str, item: str) -> None:
+    async def delete(self, collection: str, item: str, deadline: float = NEVER) -> None:
         """Remove an item.
 
         Raises:
@@ -112,6 +119,7 @@ class Index(Protocol):
         k: int,
         where: Filter | None = None,
         min_score: float | None = None,
+        deadline: float = NEVER,
     ) -> list[Match]:
         """Give the `k` items of largest cosine to `vector`, best first.
 
@@ -122,6 +130,7 @@ class Index(Protocol):
             k: How many; fewer come back only when fewer exist.
             where: Metadata keys and the value that each must equal.
             min_score: Leave out what is less similar than this.
+            deadline: When the answer is of no more use.
 
         Raises:
             NotFound: No such collection.
@@ -129,11 +138,11 @@ class Index(Protocol):
         """
         ...
 
-    async def collections(self) -> list[Collection]:
+    async def collections(self, deadline: float = NEVER) -> list[Collection]:
         """List the collections by name."""
         ...
 
-    async def drop(self, collection: str) -> None:
+    async def drop(self, collection: str, deadline: float = NEVER) -> None:
         """Remove a collection and all its items.
 
         Raises:

@@ -1,8 +1,8 @@
 """The index of one machine: SQLite holds the truth, FAISS in memory answers.
 
-One thread owns both, so operations follow one another and no search sees half a write. SQLite
-runs in WAL mode with `synchronous=FULL`: a commit is on the disk before it is acknowledged. At
-start the vectors are read back into memory.
+One thread owns both, so operations follow one another and no search sees half a write; a large
+collection's vectors are laid anew beside it. SQLite runs in WAL mode with `synchronous=FULL`: a
+commit is on the disk before it is acknowledged. At start the vectors are read back into memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from typing import TypeVar
 import numpy as np
 import orjson
 
+from service.deadline import Deadline
 from service.index.base import (
+    NEVER,
     Collection,
     Filter,
     IndexUnavailable,
@@ -28,7 +30,8 @@ from service.index.base import (
     no_collection,
     no_item,
 )
-from service.index.vectors import Vectors
+from service.index.builder import Builder
+from service.index.vectors import EXACT_BELOW, Vectors
 from service.pooling import unit
 
 T = TypeVar("T")
@@ -70,12 +73,14 @@ class LocalIndex:
 
     Args:
         folder: Where `index.sqlite` and `index.lock` lie; made if it is not there.
+        exact_below: The most items of a collection that are scanned one by one.
 
     Raises:
         IndexUnavailable: Another process has the folder, or it cannot be read or written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, exact_below: int = EXACT_BELOW) -> None:
+        self._exact_below = exact_below
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = (folder / "index.lock").open("a")
@@ -95,18 +100,23 @@ class LocalIndex:
             self._lock.close()
             raise IndexUnavailable(f"{folder / 'index.sqlite'} cannot be read: {error}") from None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
+        self._builder = Builder(self._thread)
+        for vectors in self._vectors.values():
+            self._builder.tend(vectors)
 
-    async def put(self, collection: str, items: Sequence[Item], digest: str) -> None:
+    async def put(
+        self, collection: str, items: Sequence[Item], digest: str, deadline: float = NEVER
+    ) -> None:
         """Add or replace items; see `Index.put`."""
-        await self._run(lambda: self._put(collection, items, digest))
+        await self._run(lambda: self._put(collection, items, digest), deadline)
 
-    async def get(self, collection: str, item: str) -> Item:
+    async def get(self, collection: str, item: str, deadline: float = NEVER) -> Item:
         """Give an item; see `Index.get`."""
-        return await self._run(lambda: self._get(collection, item))
+        return await self._run(lambda: self._get(collection, item), deadline)
 
-    async def delete(self, collection: str, item: str) -> None:
+    async def delete(self, collection: str, item: str, deadline: float = NEVER) -> None:
         """Remove an item; see `Index.delete`."""
-        await self._run(lambda: self._delete(collection, item))
+        await self._run(lambda: self._delete(collection, item), deadline)
 
     async def search(
         self,
@@ -116,28 +126,31 @@ class LocalIndex:
         k: int,
         where: Filter | None = None,
         min_score: float | None = None,
+        deadline: float = NEVER,
     ) -> list[Match]:
         """Give the nearest items; see `Index.search`."""
         return await self._run(
-            lambda: self._search(collection, vector, digest, k, where, min_score)
+            lambda: self._search(collection, vector, digest, k, where, min_score), deadline
         )
 
-    async def collections(self) -> list[Collection]:
+    async def collections(self, deadline: float = NEVER) -> list[Collection]:
         """List the collections by name."""
-        return await self._run(self._collections)
+        return await self._run(self._collections, deadline)
 
-    async def drop(self, collection: str) -> None:
+    async def drop(self, collection: str, deadline: float = NEVER) -> None:
         """Remove a collection; see `Index.drop`."""
-        await self._run(lambda: self._drop(collection))
+        await self._run(lambda: self._drop(collection), deadline)
 
     async def close(self) -> None:
         """Finish what is in flight, close the file and give the folder back."""
-        await self._run(self._sql.close)
+        await self._run(self._close)
+        await asyncio.to_thread(self._builder.close)
         self._thread.shutdown()
         self._lock.close()
 
-    async def _run(self, operation: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, operation)
+    async def _run(self, operation: Callable[[], T], deadline: float = NEVER) -> T:
+        async with Deadline(deadline):
+            return await asyncio.get_running_loop().run_in_executor(self._thread, operation)
 
     def _put(self, name: str, items: Sequence[Item], digest: str) -> None:
         if not items:
@@ -158,8 +171,9 @@ class LocalIndex:
                     for item, vector in zip(items, vectors, strict=True)
                 ],
             )
-        held = self._vectors.setdefault(name, Vectors(dim))
+        held = self._vectors.setdefault(name, Vectors(dim, self._exact_below))
         held.put([item.id for item in items], vectors)
+        self._builder.tend(held)
 
     def _get(self, name: str, item: str) -> Item:
         self._collection(name)
@@ -179,6 +193,7 @@ class LocalIndex:
         if gone.rowcount == 0:
             raise no_item(name, item)
         self._vectors[name].remove(item)
+        self._builder.tend(self._vectors[name])
 
     def _search(
         self,
@@ -228,12 +243,17 @@ class LocalIndex:
         self._collection(name)
         with self._sql:
             self._sql.execute("DELETE FROM collections WHERE name = ?", (name,))
-        del self._vectors[name]
+        self._vectors.pop(name).abandon()
+
+    def _close(self) -> None:
+        self._sql.close()
+        for vectors in self._vectors.values():
+            vectors.abandon()
 
     def _load(self) -> dict[str, Vectors]:
         held = {}
         for name, dim in self._sql.execute("SELECT name, dim FROM collections").fetchall():
-            held[name] = Vectors(dim)
+            held[name] = Vectors(dim, self._exact_below)
             rows = self._sql.execute("SELECT id, vector FROM items WHERE collection = ?", (name,))
             while chunk := rows.fetchmany(LOAD_ROWS):
                 flat = np.frombuffer(b"".join(vector for _, vector in chunk), np.float32)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +22,10 @@ import orjson
 from redis.exceptions import RedisError, ResponseError
 
 from service.breaker import Breaker
+from service.deadline import Deadline
 from service.errors import Overloaded
 from service.index.base import (
+    NEVER,
     Collection,
     Filter,
     Item,
@@ -108,10 +110,77 @@ class RedisIndex:
         self._put_script = self._redis.register_script(PUT)
         self._drop_script = self._redis.register_script(DROP)
 
-    async def put(self, collection: str, items: Sequence[Item], digest: str) -> None:
+    async def put(
+        self, collection: str, items: Sequence[Item], digest: str, deadline: float = NEVER
+    ) -> None:
         """Add or replace items; see `Index.put`."""
-        if not items:
-            return
+        if items:
+            await _whole(self._put(collection, items, digest), deadline)
+
+    async def get(self, collection: str, item: str, deadline: float = NEVER) -> Item:
+        """Give an item; see `Index.get`."""
+        async with Deadline(deadline), self._answering():
+            held = await self._require(collection)
+            vector, metadata = await self._redis.hmget(held.prefix + item, "vector", "metadata")
+        if vector is None:
+            raise no_item(collection, item)
+        return Item(item, np.frombuffer(vector, np.float32), orjson.loads(metadata))
+
+    async def delete(self, collection: str, item: str, deadline: float = NEVER) -> None:
+        """Remove an item; see `Index.delete`."""
+        async with Deadline(deadline), self._answering():
+            held = await self._require(collection)
+            if not await self._redis.delete(held.prefix + item):
+                raise no_item(collection, item)
+
+    async def search(
+        self,
+        collection: str,
+        vector: Vector,
+        digest: str,
+        k: int,
+        where: Filter | None = None,
+        min_score: float | None = None,
+        deadline: float = NEVER,
+    ) -> list[Match]:
+        """Give the nearest items; see `Index.search`."""
+        filters = " ".join(f"@tags:{{{tag}}}" for tag in tags(where or {}))
+        graph = f"EF_RUNTIME {max(SEARCH_BREADTH, 2 * k)}"
+        async with Deadline(deadline), self._answering():
+            held = await self._require(collection)
+            held.having(0).require(digest)
+            found = await self._nearest(held, vector, k, filters or "*", graph)
+            if len(found) < k:
+                # Few are there, or the graph did not lead to all: look at each.
+                each = filters or f"@tags:{{{EVERY}}}"
+                found = await self._nearest(held, vector, k, each, "HYBRID_POLICY ADHOC_BF")
+        return [match for match in found if min_score is None or match.score >= min_score]
+
+    async def collections(self, deadline: float = NEVER) -> list[Collection]:
+        """List the collections by name."""
+        async with Deadline(deadline), self._answering():
+            listed = await self._redis.hgetall(COLLECTIONS)
+            held = [_Held.read(name.decode(), entry) for name, entry in sorted(listed.items())]
+            commands = self._redis.pipeline(transaction=False)
+            for one in held:
+                commands.execute_command("FT.INFO", one.index)
+            answers = await commands.execute(raise_on_error=False)
+        # One that was dropped meanwhile answers with an error.
+        return [
+            one.having(answer[b"num_docs"])
+            for one, answer in zip(held, answers, strict=True)
+            if not isinstance(answer, ResponseError)
+        ]
+
+    async def drop(self, collection: str, deadline: float = NEVER) -> None:
+        """Remove a collection; see `Index.drop`."""
+        await _whole(self._drop(collection), deadline)
+
+    async def close(self) -> None:
+        """Hang up."""
+        await self._redis.aclose()
+
+    async def _put(self, collection: str, items: Sequence[Item], digest: str) -> None:
         fields: list[Any] = []
         for item in items:
             fields += [
@@ -130,71 +199,12 @@ class RedisIndex:
                 if await self._put_script([COLLECTIONS, *keys], [collection, held.entry, *fields]):
                     return
 
-    async def get(self, collection: str, item: str) -> Item:
-        """Give an item; see `Index.get`."""
-        async with self._answering():
-            held = await self._require(collection)
-            vector, metadata = await self._redis.hmget(held.prefix + item, "vector", "metadata")
-        if vector is None:
-            raise no_item(collection, item)
-        return Item(item, np.frombuffer(vector, np.float32), orjson.loads(metadata))
-
-    async def delete(self, collection: str, item: str) -> None:
-        """Remove an item; see `Index.delete`."""
-        async with self._answering():
-            held = await self._require(collection)
-            if not await self._redis.delete(held.prefix + item):
-                raise no_item(collection, item)
-
-    async def search(
-        self,
-        collection: str,
-        vector: Vector,
-        digest: str,
-        k: int,
-        where: Filter | None = None,
-        min_score: float | None = None,
-    ) -> list[Match]:
-        """Give the nearest items; see `Index.search`."""
-        filters = " ".join(f"@tags:{{{tag}}}" for tag in tags(where or {}))
-        graph = f"EF_RUNTIME {max(SEARCH_BREADTH, 2 * k)}"
-        async with self._answering():
-            held = await self._require(collection)
-            held.having(0).require(digest)
-            found = await self._nearest(held, vector, k, filters or "*", graph)
-            if len(found) < k:
-                # Few are there, or the graph did not lead to all: look at each.
-                each = filters or f"@tags:{{{EVERY}}}"
-                found = await self._nearest(held, vector, k, each, "HYBRID_POLICY ADHOC_BF")
-        return [match for match in found if min_score is None or match.score >= min_score]
-
-    async def collections(self) -> list[Collection]:
-        """List the collections by name."""
-        async with self._answering():
-            listed = await self._redis.hgetall(COLLECTIONS)
-            held = [_Held.read(name.decode(), entry) for name, entry in sorted(listed.items())]
-            commands = self._redis.pipeline(transaction=False)
-            for one in held:
-                commands.execute_command("FT.INFO", one.index)
-            answers = await commands.execute(raise_on_error=False)
-        # One that was dropped meanwhile answers with an error.
-        return [
-            one.having(answer[b"num_docs"])
-            for one, answer in zip(held, answers, strict=True)
-            if not isinstance(answer, ResponseError)
-        ]
-
-    async def drop(self, collection: str) -> None:
-        """Remove a collection; see `Index.drop`."""
+    async def _drop(self, collection: str) -> None:
         async with self._answering():
             held = await self._require(collection)
             if not await self._drop_script([COLLECTIONS], [collection, held.entry]):
                 raise no_collection(collection)
             await self._redis.execute_command("FT.DROPINDEX", held.index, "DD")
-
-    async def close(self) -> None:
-        """Hang up."""
-        await self._redis.aclose()
 
     async def _find(self, name: str) -> _Held | None:
         entry = await self._redis.hget(COLLECTIONS, name)
@@ -263,6 +273,12 @@ class RedisIndex:
             self._breaker.succeeded()
             raise
         self._breaker.succeeded()
+
+
+async def _whole(write: Coroutine[Any, Any, None], deadline: float) -> None:
+    """Await a write until the deadline; half of it is never left, since it goes on without us."""
+    async with Deadline(deadline):
+        await asyncio.shield(write)
 
 
 def _match(held: _Held, found: dict[bytes, Any]) -> Match:

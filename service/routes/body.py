@@ -19,7 +19,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 LINGER = 2.0  # seconds
-LARGE = 1_000_000  # bytes; parsing more would hold the other requests up
+LARGE = 250_000  # bytes; parsing more would hold the other requests up
 DEADLINE_HEADER = "X-Request-Timeout-Ms"
 MILLISECONDS = re.compile("[1-9][0-9]{0,8}")
 

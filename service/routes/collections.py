@@ -11,7 +11,9 @@ from starlette.responses import Response
 
 from service.errors import FovealError, InvalidOption
 from service.index.base import Item
+from service.pooling import unit
 from service.routes.answers import each, json_response, require_one, run_each
+from service.routes.body import deadline
 from service.routes.documented import ERRORS, image_input
 from service.routes.gateway import Gateway
 from service.routes.inputs import Source, receive
@@ -34,7 +36,9 @@ ID_DIGITS = 32
 @router.get("/collections", response_model=None, responses={200: {"model": CollectionsAnswer}})
 async def collections(request: Request) -> Response:
     """List the collections, the model of each and how many items it has."""
-    listed = await Gateway.of(request).index.collections()
+    listed = await Gateway.of(request).index.collections(
+        deadline(request, Gateway.of(request).settings)
+    )
     return json_response(
         {
             "collections": [
@@ -47,7 +51,9 @@ async def collections(request: Request) -> Response:
 @router.delete("/collections/{collection}", status_code=204, responses=ERRORS)
 async def drop(request: Request, collection: CollectionName) -> Response:
     """Delete a collection and all its items."""
-    await Gateway.of(request).index.drop(collection)
+    await Gateway.of(request).index.drop(
+        collection, deadline(request, Gateway.of(request).settings)
+    )
     return Response(status_code=204)
 
 
@@ -72,7 +78,7 @@ async def add(request: Request, collection: CollectionName) -> Response:
         for item, beside, result in zip(ids, metadata, results, strict=True)
     ]
     kept = [item for item in items if isinstance(item, Item)]
-    await gateway.index.put(collection, kept, model.digest)
+    await gateway.index.put(collection, kept, model.digest, deadline(request, gateway.settings))
     stored = each(items, lambda item: {"id": item.id})
     return json_response({**model.served, "collection": collection, "items": stored})
 
@@ -96,8 +102,9 @@ async def put(request: Request, collection: CollectionName, item: ItemId) -> Res
     else:
         vector = await image_vector(request, model, asked.only_image(), view)
     kept = Item(item, vector, options.metadata)
-    await gateway.index.put(collection, [kept], model.digest)
-    return _item(collection, await gateway.index.get(collection, item))
+    await gateway.index.put(collection, [kept], model.digest, deadline(request, gateway.settings))
+    # Not read back: meanwhile others may have replaced or deleted it.
+    return _item(collection, Item(item, unit(vector), options.metadata))
 
 
 @router.get(
@@ -107,13 +114,20 @@ async def put(request: Request, collection: CollectionName, item: ItemId) -> Res
 )
 async def get(request: Request, collection: CollectionName, item: ItemId) -> Response:
     """Give an item with its unit vector."""
-    return _item(collection, await Gateway.of(request).index.get(collection, item))
+    return _item(
+        collection,
+        await Gateway.of(request).index.get(
+            collection, item, deadline(request, Gateway.of(request).settings)
+        ),
+    )
 
 
 @router.delete("/collections/{collection}/items/{item:path}", status_code=204, responses=ERRORS)
 async def delete(request: Request, collection: CollectionName, item: ItemId) -> Response:
     """Delete an item."""
-    await Gateway.of(request).index.delete(collection, item)
+    await Gateway.of(request).index.delete(
+        collection, item, deadline(request, Gateway.of(request).settings)
+    )
     return Response(status_code=204)
 
 

@@ -25,7 +25,7 @@ from service.routes.answers import json_response, run_each
 from service.routes.body import deadline, off_loop_if_large, while_connected
 from service.routes.gateway import Gateway
 from service.routes.inputs import arrived
-from service.routes.json_body import json_input, read_plain, source_of
+from service.routes.json_body import json_input, read_plain
 from service.routes.v2 import (
     ERRORS,
     NOTHING,
@@ -151,15 +151,16 @@ async def infer(request: Request, name: str, version: str | None = None) -> Resp
     body = await read_plain(request)
     model = _model(request, name, version)
     header_length = request.headers.get(tensors.HEADER_LENGTH)
+    known, max_images = model.manifest.outputs, gateway.settings.max_images
     asked = await off_loop_if_large(
-        len(body), tensors.parse, body, header_length, model.manifest.outputs
+        len(body), tensors.parse, body, header_length, known, max_images
     )
     _check_size(asked, model.manifest, gateway.settings)
     outputs = tuple(asked.outputs)
     results: list[Outputs | FovealError]
     if asked.pixels is None:
-        sources = [e if isinstance(e, bytes) else source_of(e) for e in asked.encoded]
-        results = await run_each(request, model, await arrived(request, sources), View(), outputs)
+        images = await arrived(request, asked.encoded)
+        results = await run_each(request, model, images, View(), outputs)
     else:
         runs = [_caught(model.pipeline.infer(image, outputs, until)) for image in asked.pixels]
         results = await while_connected(request, asyncio.gather(*runs))
@@ -190,11 +191,6 @@ def _shapes(manifest: Manifest) -> dict[str, list[int]]:
 
 
 def _check_size(asked: tensors.Asked, manifest: Manifest, settings: Settings) -> None:
-    if asked.count > settings.max_images:
-        raise TooLarge(
-            f"{asked.input}: {asked.count} images; the limit is {settings.max_images}. Send them "
-            "in several requests."
-        )
     side = manifest.input.crop
     area = side * side if asked.pixels is None else asked.pixels[0, :, :, 0].size
     patches = area // manifest.input.multiple**2

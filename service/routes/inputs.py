@@ -13,7 +13,6 @@ import base64
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import orjson
 from pydantic import ValidationError
 from starlette.requests import Request
 
@@ -26,10 +25,11 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.fetch import Allowance
+from service.json_text import load_body
 from service.routes.body import deadline, off_loop_if_large, read_body, while_connected
 from service.routes.gateway import Gateway
 from service.routes.multipart import parse_multipart
-from service.routes.problems import explain
+from service.routes.problems import explain, require_known
 from service.schemas import Options
 
 O = TypeVar("O", bound=Options)  # noqa: E741
@@ -101,7 +101,7 @@ async def receive(request: Request, options: type[O], *, candidates: bool = Fals
         MalformedRequest: The JSON or the multipart is broken.
         UnsupportedMediaType: The body has none of the three forms.
         InvalidOption: An option is unknown, given twice or out of its range.
-        TooLarge: The body or the number of images is over its limit.
+        TooLarge: The body, its JSON or the number of images is over its limit.
         BodyTimeout: The body did not arrive in time.
         DeadlineExceeded: The images at URLs did not arrive in time.
         ClientDisconnect: The client went away.
@@ -109,15 +109,11 @@ async def receive(request: Request, options: type[O], *, candidates: bool = Fals
     settings = Gateway.of(request).settings
     deadline(request, settings)
     body = await read_body(request, settings)
-    found = await off_loop_if_large(len(body), _parse, request, body, settings.max_images)
+    # An image that is the body needs no parsing, however large it is.
+    size = 0 if _is_image(_form(request)) else len(body)
+    found, valid = await off_loop_if_large(size, _read, request, body, options, settings.max_images)
     if found.candidates and not candidates:
         raise InvalidOption("candidates: only /similar ranks candidates.")
-    if (count := len(found.images) + len(found.candidates)) > settings.max_images:
-        raise TooLarge(
-            f"The request has {count} images; the limit is {settings.max_images}. "
-            "Send them in several requests."
-        )
-    valid = _validate(found.options, options)
     sources = await arrived(request, [*found.images, *found.candidates])
     images = len(found.images)
     return Asked(valid, sources[:images], sources[images:])
@@ -148,18 +144,32 @@ async def arrived(request: Request, sources: list[Source | Link]) -> list[Source
         return await while_connected(request, asyncio.gather(*map(arrive, sources)))
 
 
+def _form(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _is_image(form: str) -> bool:
+    return form.startswith("image/") or form == "application/octet-stream"
+
+
+def _read(request: Request, body: bytes, options: type[O], max_images: int) -> tuple[_Parsed, O]:
+    parsed = _parse(request, body, max_images)
+    return parsed, _validate(parsed.options, options)
+
+
 def _parse(request: Request, body: bytes, max_images: int) -> _Parsed:
     parsed = _Parsed()
     for name, value in request.query_params.multi_items():
         parsed.option(name, value)
-    header = request.headers.get("content-type", "")
-    form = header.partition(";")[0].strip().lower()
-    if form.startswith("image/") or form == "application/octet-stream":
+    form = _form(request)
+    if _is_image(form):
         parsed.images.append(body)
     elif form == "multipart/form-data":
+        header = request.headers["content-type"]
         _read_parts(parse_multipart(header, body, max_images + EXTRA_PARTS), parsed)
+        _require_count(len(parsed.images) + len(parsed.candidates), max_images)
     elif form == "application/json":
-        _read_json(body, parsed)
+        _read_json(body, parsed, max_images)
     elif body or form:
         raise UnsupportedMediaType(f"Content-Type {form or 'is missing'}: send {FORMS}.")
     return parsed
@@ -175,22 +185,26 @@ def _read_parts(parts: list[tuple[str, bytes]], parsed: _Parsed) -> None:
             parsed.option(name, content.decode(errors="replace"))
 
 
-def _read_json(body: bytes, parsed: _Parsed) -> None:
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise MalformedRequest(f"The body is not JSON: {error}.") from None
+def _read_json(body: bytes, parsed: _Parsed, max_images: int) -> None:
+    document = load_body(body)
     if not isinstance(document, dict):
         raise MalformedRequest('The body must be a JSON object such as {"images": [...]}.')
-    for name, value in document.items():
-        if name not in IMAGE_FIELDS:
-            parsed.option(name, value)
-        elif not isinstance(value, list):
+    entries = {name: document.pop(name, []) for name in IMAGE_FIELDS}
+    for name, value in entries.items():
+        if not isinstance(value, list):
             raise InvalidOption(f"{name}: must be a list.")
-        elif name == "images":
-            parsed.images = [decode(entry) for entry in value]
-        else:
-            parsed.candidates = [decode(entry) for entry in value]
+    _require_count(sum(map(len, entries.values())), max_images)
+    parsed.images, parsed.candidates = (list(map(decode, entries[name])) for name in IMAGE_FIELDS)
+    for name, value in document.items():
+        parsed.option(name, value)
+
+
+def _require_count(count: int, max_images: int) -> None:
+    if count > max_images:
+        raise TooLarge(
+            f"The request has {count} images; the limit is {max_images}. "
+            "Send them in several requests."
+        )
 
 
 def decode(entry: Any) -> Source | Link:
@@ -215,12 +229,7 @@ def decode(entry: Any) -> Source | Link:
 
 
 def _validate(values: dict[str, Any], options: type[O]) -> O:
-    known = options.model_fields
-    if unknown := [name for name in values if name not in known]:
-        raise InvalidOption(
-            f"Unknown option {', '.join(map(repr, unknown))}; the options are "
-            f"{', '.join(sorted(known))}."
-        )
+    require_known(values, options.model_fields)
     try:
         return options.model_validate(values)
     except ValidationError as error:

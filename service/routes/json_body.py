@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from service.errors import InvalidOption, MalformedRequest, UnsupportedMediaType
+from service.errors import InvalidOption, UnsupportedMediaType
+from service.json_text import MAX_VALUES, load_body
 from service.routes.body import off_loop_if_large, read_body
 from service.routes.gateway import Gateway
 from service.routes.inputs import Link, Source, decode
-from service.routes.problems import explain
+from service.routes.problems import explain, require_known
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -22,21 +22,35 @@ PIXEL = (
 )
 
 
+FEW_VALUES = 1000
+
+
 async def read_json(request: Request, kind: type[M]) -> M:
-    """Read the body of a request; none at all counts as {}.
+    """Read and validate a body of few values; none at all counts as {}.
 
     Raises:
         UnsupportedMediaType: The body is said to be something else, or is compressed.
         MalformedRequest: It is not JSON.
         InvalidOption: A field is unknown, missing or out of its range.
+        TooLarge: It is over its limit in bytes, or has more than `FEW_VALUES` values.
+        BodyTimeout: It did not arrive in time.
+    """
+    body = await read_json_body(request)
+    return await off_loop_if_large(len(body), parse_json, body or b"{}", kind, FEW_VALUES)
+
+
+async def read_json_body(request: Request) -> bytes:
+    """Read a body that must be JSON, without parsing it.
+
+    Raises:
+        UnsupportedMediaType: The body is said to be something else, or is compressed.
         TooLarge: It is over its limit in bytes.
         BodyTimeout: It did not arrive in time.
     """
     form = request.headers.get("content-type", "application/json").partition(";")[0].strip()
     if form.lower() != "application/json":
         raise UnsupportedMediaType(f"Content-Type {form}: send application/json.")
-    body = await read_plain(request)
-    return await off_loop_if_large(len(body), parse_json, body or b"{}", kind)
+    return await read_plain(request)
 
 
 async def read_plain(request: Request) -> bytes:
@@ -55,17 +69,17 @@ async def read_plain(request: Request) -> bytes:
     return await read_body(request, Gateway.of(request).settings)
 
 
-def parse_json(body: bytes, kind: type[M]) -> M:
+def parse_json(body: bytes, kind: type[M], most: int = MAX_VALUES) -> M:
     """Parse and validate a JSON document.
 
     Raises:
         MalformedRequest: It is not JSON.
         InvalidOption: A field is unknown, missing or out of its range.
+        TooLarge: It has more than `most` values.
     """
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise MalformedRequest(f"The body is not JSON: {error}.") from None
+    document = load_body(body, most)
+    if kind.model_config.get("extra") == "forbid" and isinstance(document, dict):
+        require_known(document, kind.model_fields)
     try:
         return kind.model_validate(document, strict=True)
     except ValidationError as error:

@@ -21,10 +21,11 @@ from service.images import View
 from service.models import Model
 from service.pooling import unit
 from service.routes.answers import base64_numbers, json_response, run_each
+from service.routes.body import off_loop_if_large
 from service.routes.documented import ENCODED
 from service.routes.gateway import Gateway
-from service.routes.inputs import arrived
-from service.routes.json_body import PIXEL, json_input, read_json, source_of
+from service.routes.inputs import Link, Source, arrived
+from service.routes.json_body import PIXEL, json_input, parse_json, read_json_body, source_of
 
 router = APIRouter(tags=["openai"], prefix="/v1")
 
@@ -129,8 +130,9 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 )
 async def embeddings(request: Request) -> Response:
     """Embed images; the first that fails fails the request, which names its index."""
-    asked = await read_json(request, EmbeddingsRequest)
     gateway = Gateway.of(request)
+    body = await read_json_body(request)
+    asked, sources = await off_loop_if_large(len(body), _parse, body, gateway.settings.max_images)
     model = gateway.model(asked.model)
     dim = model.manifest.dim
     if asked.dimensions not in (None, dim):
@@ -138,15 +140,7 @@ async def embeddings(request: Request) -> Response:
             f"this model's embeddings have {dim} numbers and cannot be shortened; leave "
             f"dimensions out, or say {dim}."
         ).of("dimensions")
-    entries = asked.input if isinstance(asked.input, list) else [asked.input]
-    if not entries:
-        raise InvalidOption("the list is empty; send at least one image.").of("input")
-    if len(entries) > gateway.settings.max_images:
-        raise TooLarge(
-            f"there are {len(entries)} images; the limit is {gateway.settings.max_images}. "
-            "Send them in several requests."
-        ).of("input")
-    images = await arrived(request, [source_of(entry) for entry in entries])
+    images = await arrived(request, sources)
     results = await run_each(request, model, images, View(), ("embedding",))
     data = []
     for index, result in enumerate(results):
@@ -179,6 +173,19 @@ async def models(request: Request) -> Response:
 async def model(request: Request, model: str) -> Response:
     """Describe a model in service."""
     return json_response(_describe(Gateway.of(request).model(model)))
+
+
+def _parse(body: bytes, max_images: int) -> tuple[EmbeddingsRequest, list[Source | Link]]:
+    asked = parse_json(body or b"{}", EmbeddingsRequest)
+    entries = asked.input if isinstance(asked.input, list) else [asked.input]
+    if not entries:
+        raise InvalidOption("the list is empty; send at least one image.").of("input")
+    if len(entries) > max_images:
+        raise TooLarge(
+            f"there are {len(entries)} images; the limit is {max_images}. "
+            "Send them in several requests."
+        ).of("input")
+    return asked, list(map(source_of, entries))
 
 
 def _about(error: FovealError, index: int) -> FovealError:

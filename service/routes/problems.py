@@ -5,6 +5,8 @@ Native routes answer a problem document (RFC 9457), `/v1` OpenAI's form, `/v2` T
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+from copy import copy
 from http import HTTPStatus
 from typing import Any
 
@@ -21,6 +23,10 @@ from service.routes.body import BodyTooLarge, LingeringResponse
 
 MEDIA_TYPE = "application/problem+json"
 CLIENT_CLOSED_REQUEST = 499  # nginx's name for it; nobody is there to read it
+MAX_DETAIL = 2000  # characters; more would only repeat what the client sent
+MAX_FAULTS = 5
+MAX_FAULT = 300  # characters
+MAX_NAME = 100  # characters
 
 
 EXPECTED = (FovealError, RequestValidationError, HTTPException, ClientDisconnect)
@@ -39,6 +45,9 @@ def internal() -> FovealError:
 
 def render(error: FovealError, path: str) -> Response:
     """Answer `error` in the form of the routes that `path` belongs to."""
+    if len(error.detail) > MAX_DETAIL:
+        error = copy(error)
+        error.detail = shortened(error.detail, MAX_DETAIL)
     kind = LingeringResponse if isinstance(error, BodyTooLarge | BodyTimeout) else Response
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if path.startswith("/v1/"):
@@ -92,10 +101,35 @@ class _NoSuchRoute(FovealError):
         self.status, self.code, self.title = status.value, status.name.lower(), status.phrase
 
 
-def explain(errors: Any) -> str:
-    """Turn pydantic's errors into sentences that name each field."""
+def explain(errors: Sequence[Any]) -> str:
+    """Turn the first of pydantic's errors into sentences that name each field."""
     sentences = []
-    for error in errors:
+    for error in errors[:MAX_FAULTS]:
         field = ".".join(str(part) for part in error["loc"] if part not in {"path", "query"})
-        sentences.append(f"{field}: {error['msg'].removeprefix('Value error, ')}")
+        sentence = f"{field}: {error['msg'].removeprefix('Value error, ')}"
+        sentences.append(shortened(sentence, MAX_FAULT))
+    if more := len(errors) - len(sentences):
+        sentences.append(f"and {more} more")
     return "; ".join(sentences) + "."
+
+
+def require_known(names: Collection[str], known: Collection[str]) -> None:
+    """Refuse options of unknown names.
+
+    Raises:
+        InvalidOption: There are some; it tells the first.
+    """
+    unknown = [name for name in names if name not in known]
+    if not unknown:
+        return
+    told = [repr(shortened(name, MAX_NAME)) for name in unknown[:MAX_FAULTS]]
+    if more := len(unknown) - len(told):
+        told.append(f"and {more} more")
+    raise InvalidOption(
+        f"Unknown option {', '.join(told)}; the options are {', '.join(sorted(known))}."
+    )
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, or where it is longer than `most` characters, its beginning."""
+    return text if len(text) <= most else f"{text[:most]}…"

@@ -14,6 +14,7 @@ from service.index.base import Vector
 from service.models import Model
 from service.pooling import unit
 from service.routes.answers import each, json_response, require_one, run_each
+from service.routes.body import deadline
 from service.routes.documented import ERRORS, image_input
 from service.routes.gateway import Gateway
 from service.routes.inputs import Asked, receive
@@ -48,6 +49,7 @@ async def similar(request: Request) -> Response:
         options.k or DEFAULT_K,
         options.filter,
         options.min_score,
+        deadline(request, gateway.settings),
     )
     results = [{"id": m.id, "score": m.score, "metadata": m.metadata} for m in matches]
     return json_response({**model.served, "collection": options.collection, "results": results})
@@ -62,7 +64,11 @@ async def _query(request: Request, model: Model, asked: Asked[SimilarOptions]) -
     if options.embedding is not None:
         return given_vector(options.embedding, model.manifest.dim)
     if options.id is not None:
-        return (await Gateway.of(request).index.get(options.collection, options.id)).vector
+        return (
+            await Gateway.of(request).index.get(
+                options.collection, options.id, deadline(request, Gateway.of(request).settings)
+            )
+        ).vector
     return await image_vector(request, model, asked.only_image(), view)
 
 

@@ -6,9 +6,10 @@ them; `Inference-Header-Content-Length` tells where the header ends.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from itertools import chain
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import orjson
@@ -16,10 +17,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from service.errors import InvalidOption, MalformedRequest
-from service.routes.json_body import PIXEL, parse_json
+from service.errors import InvalidOption, MalformedRequest, TooLarge
+from service.routes.inputs import Link, Source
+from service.routes.json_body import PIXEL, parse_json, source_of
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+LENGTH = re.compile("[0-9]{1,18}")
+MAX_VALUES = 2_000_000  # in JSON: those of ten images of 224 x 224 pixels
 OutputName = Literal["embedding", "patches", "attention"]
 Shape = Annotated[list[Annotated[int, Field(ge=1, le=2**31)]], Field(min_length=1, max_length=4)]
 
@@ -79,7 +83,12 @@ class InferenceRequest(BaseModel):
     id: str | None = Field(None, description="Comes back in the answer.")
     parameters: RequestParameters = RequestParameters()
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=1)]
-    outputs: list[OutputTensor] | None = Field(None, description="All of them by default.")
+    outputs: list[OutputTensor] | None = Field(
+        None,
+        max_length=len(get_args(OutputName)),
+        fail_fast=True,
+        description="All of them by default.",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +99,14 @@ class Asked:
         id: Comes back in the answer.
         input: Name of the input that was sent.
         pixels: The fitted images, uint8 [n, height, width, 3], if `images` was sent.
-        encoded: The encoded images, as bytes or in JSON's form, if `bytes` was sent.
+        encoded: The encoded images, if `bytes` was sent; an error where one cannot be read.
         outputs: The outputs asked for, and whether each shall be binary.
     """
 
     id: str | None
     input: str
     pixels: NDArray[np.uint8] | None
-    encoded: list[Any]
+    encoded: list[Source | Link]
     outputs: dict[str, bool]
 
     @property
@@ -106,29 +115,36 @@ class Asked:
         return len(self.encoded if self.pixels is None else self.pixels)
 
 
-def parse(body: bytes, header_length: str | None, known: tuple[str, ...]) -> Asked:
+def parse(body: bytes, header_length: str | None, known: tuple[str, ...], max_images: int) -> Asked:
     """Read an inference request.
 
     Args:
         body: The request's body.
         header_length: Value of `Inference-Header-Content-Length`, if it was sent.
         known: The model's outputs.
+        max_images: How many images there may be.
 
     Raises:
         MalformedRequest: The header is not JSON, or the binary data is shorter or longer than
             the header says.
         InvalidOption: A tensor has another name, type, shape or number of values than the model's.
+        TooLarge: There are too many images, or values in the JSON.
     """
     split = len(body)
     if header_length is not None:
-        if not (header_length.isascii() and header_length.isdigit()) or int(header_length) > split:
+        if not LENGTH.fullmatch(header_length) or int(header_length) > split:
             raise MalformedRequest(
                 f"{HEADER_LENGTH}: {header_length!r} is not a length within the body of {split} "
                 "bytes."
             )
         split = int(header_length)
-    asked = parse_json(body[:split], InferenceRequest)
+    asked = parse_json(body[:split], InferenceRequest, MAX_VALUES)
     (tensor,) = asked.inputs
+    if (count := tensor.shape[0]) > max_images:
+        raise TooLarge(
+            f"{tensor.name}: {count} images; the limit is {max_images}. Send them in several "
+            "requests."
+        )
     outputs = _outputs(asked, known)
     raw = memoryview(body)[split:]
     size = tensor.parameters.binary_data_size
@@ -140,12 +156,10 @@ def parse(body: bytes, header_length: str | None, known: tuple[str, ...]) -> Ask
         raise InvalidOption(
             f"{tensor.name}: send either data or binary_data_size; shared memory is not read."
         )
-    pixels, encoded = None, []
     if tensor.name == "images":
         pixels = _pixels(tensor, raw if tensor.data is None else _flat(tensor.data))
-    else:
-        encoded = _encoded(tensor, _texts(raw) if tensor.data is None else tensor.data)
-    return Asked(asked.id, tensor.name, pixels, encoded, outputs)
+        return Asked(asked.id, tensor.name, pixels, [], outputs)
+    return Asked(asked.id, tensor.name, None, _encoded(tensor, raw), outputs)
 
 
 def render(
@@ -194,6 +208,9 @@ def _flat(data: list[Any]) -> bytes:
     """Numbers from 0 to 255, nested or flat, as bytes."""
     try:
         while data and isinstance(data[0], list):
+            # A text among the lists would be taken apart, letter by letter.
+            if not all(isinstance(row, list) for row in data):
+                raise TypeError
             data = list(chain.from_iterable(data))
         return bytes(data)
     except (TypeError, ValueError):
@@ -213,10 +230,13 @@ def _pixels(tensor: InputTensor, values: bytes | memoryview) -> NDArray[np.uint8
     return np.frombuffer(values, np.uint8).reshape(shape)
 
 
-def _texts(raw: memoryview) -> list[bytes]:
+def _texts(raw: memoryview, shape: list[int]) -> list[bytes]:
     """Split BYTES elements: a length of four bytes, little-endian, before each."""
-    found, start = [], 0
+    found: list[bytes] = []
+    start = 0
     while start < len(raw):
+        if len(found) == shape[0]:
+            raise InvalidOption(f"bytes: shape {shape}, but more elements were sent.")
         end = start + 4 + int.from_bytes(raw[start : start + 4], "little")
         if end > len(raw):
             raise MalformedRequest("bytes: an element is longer than binary_data_size says.")
@@ -225,10 +245,11 @@ def _texts(raw: memoryview) -> list[bytes]:
     return found
 
 
-def _encoded(tensor: InputTensor, elements: list[Any]) -> list[Any]:
+def _encoded(tensor: InputTensor, raw: memoryview) -> list[Source | Link]:
     count = tensor.shape[0]
     if tensor.datatype != "BYTES" or tensor.shape not in ([count], [count, 1]):
         raise InvalidOption(f"bytes: must be BYTES [n]; it is {tensor.datatype} {tensor.shape}.")
+    elements = _texts(raw, tensor.shape) if tensor.data is None else tensor.data
     if len(elements) != count:
         raise InvalidOption(f"bytes: shape {tensor.shape}, but {len(elements)} elements were sent.")
-    return elements
+    return [e if isinstance(e, bytes) else source_of(e) for e in elements]

@@ -192,6 +192,15 @@ async def test_every_redirect_is_checked(
     assert [path[:4] for path, _ in Store.seen] == ["/to/"]
 
 
+@pytest.mark.parametrize("target", ["http://xn--a/", "http://127.0.0.1:" + "9" * 23 + "/"])
+async def test_what_is_no_host_or_port_is_refused(
+    store: ThreadingHTTPServer, bundle: Bundle, target: str
+) -> None:
+    for url in (target, at(store, f"to/{target}")):
+        with pytest.raises(UnfetchableImage, match="url: "):
+            await fetch(allowing(bundle), url)
+
+
 @pytest.mark.parametrize(
     "url", ["ftp://127.0.0.1/a", "file:///etc/passwd", "", "a.jpg", "http://", "http://u@h/"]
 )

@@ -116,6 +116,16 @@ def test_a_caller_over_its_rate_is_told_when_to_come_back(serve: Serve) -> None:
         assert client.get("/livez").status_code == 200
 
 
+def test_fitted_images_count_like_encoded_ones(serve: Serve) -> None:
+    tensor = {"name": "images", "shape": [4, 8, 8, 3], "datatype": "UINT8", "data": [0] * 4 * 192}
+    with serve(rate_limit="3/h") as client:
+        first = client.post("/v2/models/tiny/infer", json={"inputs": [tensor]})
+        assert first.status_code == 200
+        refused = client.post("/v2/models/tiny/infer", json={"inputs": [tensor]})
+        assert refused.status_code == 429
+        assert 2390 <= int(refused.headers["retry-after"]) <= 2400
+
+
 def test_a_key_that_is_taken_back_opens_no_more(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +192,8 @@ def test_browsers_of_other_sites_are_let_in_only_where_named(
         ("10.1.2.3", "10.1.2.3"),
         ("2001:db8:1:2:3:4:5:6", "2001:0db8:0001:0002"),
         ("fe80::1%eth0", "fe80:0000:0000:0000"),
+        ("::ffff:10.1.2.3", "10.1.2.3"),
+        ("::ffff:10.1.2.4", "10.1.2.4"),
     ],
 )
 def test_an_address_of_ipv6_counts_as_its_network(address: str, network: str) -> None:

@@ -41,7 +41,8 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
         LocalIndex(tmp_path)
 
 
-# Puts three items at a time, of which the first takes the place of the last one before.
+# Puts three items at a time, of which the first takes the place of the last one before; soon they
+# are laid anew, in the middle of which it may be killed too.
 WRITER = """
 import asyncio, sys
 from pathlib import Path
@@ -53,7 +54,7 @@ def vector(number):
     return np.random.default_rng(number).normal(size=24).astype(np.float32)
 
 async def write(start):
-    index = LocalIndex(Path(sys.argv[1]))
+    index = LocalIndex(Path(sys.argv[1]), exact_below=20)
     for number in range(start, start + 100_000, 2):
         three = [
             Item(str(n), vector(n), {"by": number}) for n in range(number, number + 3)
@@ -83,7 +84,7 @@ def test_no_acknowledged_item_is_lost_to_kill_9_at_any_moment(tmp_path: Path) ->
 
 async def written(folder: Path, last: int) -> int:
     """Check that all of the puts up to `last`, and of a later one all or nothing, is there."""
-    index = LocalIndex(folder)
+    index = LocalIndex(folder, exact_below=20)
     (collection,) = await index.collections()
     assert collection.items % 2 == 1
     assert collection.items >= last + 3

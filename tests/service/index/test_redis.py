@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from service.errors import ModelMismatch, NotFound, Overloaded
+from service.errors import DeadlineExceeded, ModelMismatch, NotFound, Overloaded
 from service.index.base import IndexUnavailable
 from service.index.redis import RedisIndex
 from tests.redis_servers import RedisServer, free_port
@@ -208,3 +208,46 @@ async def test_a_frozen_server_is_503_in_time_and_then_at_once(own_redis8: Redis
                 continue
     np.testing.assert_allclose(np.linalg.norm(item.vector), 1, rtol=1e-6)
     await index.close()
+
+
+async def test_a_frozen_server_is_waited_for_no_longer_than_the_deadline(
+    own_redis8: RedisServer,
+) -> None:
+    async with gateways(own_redis8, 1) as (index,):
+        await index.put("photos", items(5), DIGEST)
+        own_redis8.freeze()
+        soon = asyncio.get_running_loop().time() + 0.05
+        ends = await asyncio.gather(
+            index.put("photos", items(1), DIGEST, deadline=soon),
+            index.get("photos", "0", deadline=soon),
+            index.delete("photos", "0", deadline=soon),
+            index.search("photos", query(), DIGEST, 1, deadline=soon),
+            index.collections(deadline=soon),
+            index.drop("photos", deadline=soon),
+            return_exceptions=True,
+        )
+        assert [type(end) for end in ends] == [DeadlineExceeded] * 6
+        own_redis8.thaw()
+
+
+async def test_a_write_past_its_deadline_is_done_whole_or_not_at_all(redis8: RedisServer) -> None:
+    clock = asyncio.get_running_loop().time
+    async with gateways(redis8, 1) as (index,):
+        late = 0
+        for n in range(60):
+            for write in (
+                index.put("photos", items(20), DIGEST, deadline=clock() + n / 20_000),
+                index.drop("photos", deadline=clock() + n / 20_000),
+            ):
+                try:
+                    await write
+                except DeadlineExceeded:
+                    late += 1
+                except NotFound:
+                    pass
+        assert late
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+        await index.put("photos", items(1), DIGEST)
+        await index.drop("photos")
+    assert redis8("FT._LIST") == []
+    assert kept(redis8, "*") == 0

@@ -1,5 +1,8 @@
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 
 from service.app import create_app
 from service.bundle import Bundle
+from service.index.base import Item
 from service.settings import Settings
 from tests.bundles import make_bundle
 from tests.service.gateways import PNG, Serve, assert_problem, b64, photograph, serving
@@ -121,6 +125,50 @@ def test_what_cannot_be_kept_is_told(
 ) -> None:
     assert_problem(client.request(method, path, json=asked), 422, "invalid_option", word)
     assert client.get("/collections").json() == {"collections": []}
+
+
+def nested(depth: int) -> dict:
+    return {"a": nested(depth - 1)} if depth else {}
+
+
+def test_metadata_is_as_deep_as_it_can_be_given_back(client: httpx.Client) -> None:
+    put, asked = "/collections/c/items/x", {"embedding": [1.0] * 16}
+    deepest = nested(31)
+    assert client.put(put, json=asked | {"metadata": deepest}).json()["metadata"] == deepest
+    for deeper in (nested(32), {"a": [[nested(30)]]}, nested(252), nested(300)):
+        for body in (
+            client.put(put, json=asked | {"metadata": deeper}),
+            client.put(put, params={"metadata": json.dumps(deeper)}, json=asked),
+        ):
+            assert_problem(body, 422, "invalid_option", "metadata", "32")
+    similar = client.post("/similar", json={"collection": "c", **asked}).json()
+    assert similar["results"][0]["metadata"] == deepest
+
+
+def test_a_filter_that_no_metadata_could_match_is_refused(client: httpx.Client) -> None:
+    long = {"embedding": [1.0] * 16, "filter": {"a": "x" * 17_000}}
+    assert_problem(client.post("/similar", json=long), 422, "invalid_option", "filter", "16384")
+
+
+async def test_a_put_answers_what_was_put_whatever_others_do(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    app = create_app(Settings(model=bundle.path, data=tmp_path))
+    with serving(app) as client:
+        index = app.state.gateway.index
+        put = index.put
+
+        async def put_and_lose(collection: str, items: Sequence[Item], *rest: Any) -> None:
+            await put(collection, items, *rest)
+            await index.delete(collection, items[0].id)
+
+        index.put = put_and_lose
+        vector = np.arange(1, 17).tolist()
+        asked = {"embedding": vector, "metadata": {"n": 1}}
+        answer = client.put("/collections/c/items/x", json=asked)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["metadata"] == {"n": 1}
+    assert answer.json()["embedding"] == pytest.approx(vector / np.linalg.norm(vector), abs=1e-6)
 
 
 def test_another_model_is_refused_on_an_old_collection(tmp_path: Path) -> None:

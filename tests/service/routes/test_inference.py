@@ -236,12 +236,14 @@ def tensor(**changes: Any) -> dict[str, Any]:
         ({"inputs": [tensor(shape=[1, 8, 8])]}, 422, "[n, height, width, 3]"),
         ({"inputs": [tensor(shape=[1, 16, 8, 3])]}, 422, "384 values; 192"),
         ({"inputs": [tensor(shape=[0, 8, 8, 3], data=[])]}, 422, "shape"),
-        ({"inputs": [tensor(shape=[2**31] * 3 + [3])]}, 422, "192 were sent"),
+        ({"inputs": [tensor(shape=[1, 2**31, 2**31, 3])]}, 422, "192 were sent"),
         ({"inputs": [tensor(data=[256] * 192)]}, 422, "0 to 255"),
         ({"inputs": [tensor(data=[-1] * 192)]}, 422, "0 to 255"),
         ({"inputs": [tensor(data=[0.5] * 192)]}, 422, "0 to 255"),
         ({"inputs": [tensor(data=["a"] * 192)]}, 422, "0 to 255"),
         ({"inputs": [tensor(data=[[1], 2])]}, 422, "0 to 255"),
+        ({"inputs": [tensor(data=[[1], "2"])]}, 422, "0 to 255"),
+        ({"inputs": [tensor()], "outputs": [{"name": "embedding"}] * 4}, 422, "outputs"),
         ({"inputs": [tensor(data=None)]}, 422, "shared memory"),
         ({"inputs": [tensor(data=None, parameters={"binary_data_size": 192})]}, 400, "0 bytes"),
         ({"inputs": [tensor()], "outputs": [{"name": "logits"}]}, 422, "embedding"),
@@ -272,6 +274,7 @@ def test_a_request_that_is_not_the_protocols_is_told_what_is_wrong(
         ("x", b"", "Inference-Header-Content-Length"),
         ("-1", b"", "Inference-Header-Content-Length"),
         ("1000000", b"", "Inference-Header-Content-Length"),
+        ("9" * 5000, b"", "Inference-Header-Content-Length"),
         (None, b"\0" * 191, "191 bytes"),
         (None, b"\0" * 193, "193 bytes"),
     ],
@@ -298,6 +301,17 @@ def test_bytes_elements_must_end_within_the_data(client: httpx.Client, raw: byte
     answer = client.post(INFER, content=head + raw, headers=length)
     assert answer.status_code == 400, answer.text
     assert "longer" in answer.json()["error"]
+
+
+def test_no_more_elements_are_split_off_than_there_are_images(client: httpx.Client) -> None:
+    raw = bytes(4 * 1_000_000)  # a million empty elements
+    texts = {"name": "bytes", "shape": [2], "datatype": "BYTES"}
+    texts["parameters"] = {"binary_data_size": len(raw)}
+    head = json.dumps({"inputs": [texts]}).encode()
+    length = {"Inference-Header-Content-Length": str(len(head))}
+    answer = client.post(INFER, content=head + raw, headers=length)
+    assert answer.status_code == 422, answer.text
+    assert "more elements" in answer.json()["error"]
 
 
 def test_a_compressed_body_is_refused_and_a_broken_one_is_told(client: httpx.Client) -> None:

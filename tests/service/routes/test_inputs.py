@@ -321,6 +321,13 @@ def test_of_several_urls_each_fails_alone(fetching: httpx.Client, store: str) ->
     assert "public" in last["error"]["detail"]
 
 
+def test_a_host_that_is_no_name_fails_alone(fetching: httpx.Client) -> None:
+    images = [b64(photograph()), {"url": "http://xn--a/"}]
+    good, bad = fetching.post("/embed", json={"images": images}).json()["embeddings"]
+    assert "embedding" in good
+    assert bad["error"]["code"] == "unfetchable_image"
+
+
 def test_nothing_is_fetched_for_a_request_that_is_refused(
     fetching: httpx.Client, store: str
 ) -> None:
