@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import pickle
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import torch
 LAST = "last.pt"
 BEST = "best.pt"
 STEPS = "step-*.pt"
+LOCK = ".lock"
 
 
 class CheckpointError(Exception):
@@ -40,6 +45,30 @@ def save(path: Path, state: dict[str, Any]) -> None:
             f"could not write {path} ({first}); the previous checkpoint is whole. Make room on the "
             "disk and run the same command again to go on from there"
         ) from error
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep a run's folder from other runs.
+
+    Args:
+        folder: Made if there is none.
+
+    Raises:
+        CheckpointError: Another run goes on in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("w") as file:
+        try:
+            # Unlike `flock`'s, it ends with this process, whatever its workers still do.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # Some file systems know no locks.
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise CheckpointError(
+                    f"another run goes on in {folder}; wait for its end or choose another --out"
+                ) from None
+        yield
 
 
 class Checkpoints:

@@ -82,7 +82,7 @@ class ModelConfig(Section):
 class PixelsConfig(Section):
     """What a decoded image becomes before the model."""
 
-    channels: int = Field(3, ge=1, le=4, description="1 for grey data such as MNIST or X-rays.")
+    channels: Literal[1, 3] = Field(3, description="1 for grey data such as MNIST or X-rays.")
     mean: tuple[float, ...] = Field(
         MEAN, description="A channel; ImageNet's. Name your data's own if they are not photographs."
     )
@@ -158,7 +158,9 @@ class Recipe(Section):
         description="Parts of a batch; raise it if one does not fit in memory. simclr, sinkhorn "
         "and batch_norm then see one part at a time.",
     )
-    seed: int = Field(0, ge=0, description="Change it to see how far chance moves the figures.")
+    seed: int = Field(
+        0, ge=0, lt=2**64, description="Change it to see how far chance moves the figures."
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="auto: bf16 where the processor has it; fp32 for exact comparisons."
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,12 @@ from training.data.device_loader import DeviceLoader
 from training.data.loader import CropLoader, ResidentLoader
 from training.data.pixels import normalise
 from training.data.sources import Source, open_field
-from training.journal import Journal
+from training.journal import LOG, Journal, read
 from training.observer import Listener, Observer
+from training.recipe_files import read_recipe
 from training.report import write_report
-from training.stopping import Stopped, Stopping
-from training.trainer import Trainer
+from training.stopping import Interrupted, Stopped, Stopping
+from training.trainer import Trainer, refuse_another
 
 RECIPE = "recipe.yaml"
 Loader = CropLoader | ResidentLoader | DeviceLoader
@@ -61,23 +62,28 @@ def train(recipe: Recipe, options: RunOptions, listener: Listener) -> Path:
 
     Raises:
         DataError: There are not enough images, or they cannot be evaluated on.
-        CheckpointError: The checkpoint is of another recipe, or cannot be read or written.
+        CheckpointError: The checkpoint is of another recipe, cannot be read or cannot be written,
+            or another run goes on in the folder.
         Diverged: The loss is no number any more.
         Stopped: A signal came; the checkpoint is written.
     """
     source = open_field("data", recipe.data, recipe.pixels.channels)
     recipe, arithmetic = resolve(recipe, len(source))
     loader = build_loader(recipe, source, options)
-    trainer = Trainer(recipe, loader.steps, options.device)
+    trainer = Trainer(recipe, loader.steps, options.device, len(source))
     checkpoints = Checkpoints(options.out, options.keep)
-    if checkpoints.last.exists():
-        trainer.restore(checkpoint.load(checkpoints.last))
-    if trainer.step != distributed.largest(trainer.step):
-        raise CheckpointError(
-            f"another process goes on from a checkpoint that this one does not see in "
-            f"{options.out}; put it where every machine finds it"
-        )
     with ExitStack() as stack:
+        if distributed.rank() == 0:
+            stack.enter_context(checkpoint.alone(options.out))
+        if checkpoints.last.exists():
+            trainer.restore(checkpoint.load(checkpoints.last))
+        else:
+            refuse_another_run(recipe, options.out)
+        if trainer.step != distributed.largest(trainer.step):
+            raise CheckpointError(
+                f"another process goes on from a checkpoint that this one does not see in "
+                f"{options.out}; put it where every machine finds it"
+            )
         observer = None
         if distributed.rank() == 0:
             write_recipe(recipe, arithmetic, options.out)
@@ -108,6 +114,8 @@ def steps(
         # Here, so that a run that stopped before its evaluation does it when it goes on.
         if first == 0 and evaluated_after(recipe, epoch):
             evaluate(trainer, checkpoints, observer, epoch - 1)
+            if signal := distributed.largest(stopping.signal):
+                raise stopped(signal, trainer, checkpoints)
         if trainer.step == trainer.steps:
             return
         clock = time.perf_counter()
@@ -118,14 +126,25 @@ def steps(
             if observer is not None:
                 observer.step(record)
             signal = distributed.largest(stopping.signal)
-            if signal or trainer.step % options.save_every == 0 or trainer.step == trainer.steps:
+            if signal or save_due(trainer, options.save_every):
                 save(trainer, checkpoints)
             if signal:
-                raise Stopped(
-                    signal,
-                    f"stopped after step {trainer.step} of {trainer.steps}; the checkpoint is "
-                    f"{checkpoints.last}, and the same command goes on from there",
-                )
+                raise stopped(signal, trainer, checkpoints)
+
+
+def save_due(trainer: Trainer, every: int) -> bool:
+    """Whether a checkpoint is: after some steps, and before an evaluation, which may fail."""
+    epochs, left = divmod(trainer.step, trainer.steps_per_epoch)
+    return trainer.step % every == 0 or (left == 0 and evaluated_after(trainer.recipe, epochs))
+
+
+def stopped(signal: int, trainer: Trainer, checkpoints: Checkpoints) -> Stopped:
+    """What tells of a run that a signal has stopped."""
+    return Stopped(
+        signal,
+        f"stopped after step {trainer.step} of {trainer.steps}; the checkpoint is "
+        f"{checkpoints.last}, and the same command goes on from there",
+    )
 
 
 def evaluated_after(recipe: Recipe, epochs: int) -> bool:
@@ -136,9 +155,15 @@ def evaluated_after(recipe: Recipe, epochs: int) -> bool:
 def evaluate(
     trainer: Trainer, checkpoints: Checkpoints, observer: Observer | None, epoch: int
 ) -> None:
-    """Let the first process evaluate the network after an epoch, and keep it if it is the best."""
+    """Let the first process evaluate the network after an epoch, and keep it if it is the best.
+
+    A signal interrupts it.
+    """
     backbone = trainer.backbone()
-    best = observer.evaluate(epoch, backbone) if observer is not None else False
+    best = False
+    if observer is not None:
+        with suppress(Interrupted):
+            best = observer.evaluate(epoch, backbone)
     if distributed.largest(int(best)):
         save(trainer, checkpoints, best=True)
 
@@ -161,6 +186,13 @@ def build_loader(recipe: Recipe, source: Source, options: RunOptions) -> Loader:
             source, recipe.crops, batch, seed, options.workers, options.device, **share
         )
     return CropLoader(source, recipe.crops, batch, seed, options.workers, **share)
+
+
+def refuse_another_run(recipe: Recipe, folder: Path) -> None:
+    """Refuse a folder where a run of another recipe has done steps but kept no checkpoint."""
+    if next(read(folder / LOG), None) is not None and (folder / RECIPE).exists():
+        values = read_recipe(str(folder / RECIPE))
+        refuse_another(recipe, values, f"{folder / RECIPE}, of a run without a checkpoint yet,")
 
 
 def write_recipe(recipe: Recipe, arithmetic: list[str], folder: Path) -> None:

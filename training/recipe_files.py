@@ -26,7 +26,8 @@ def read_recipe(source: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
 
     Args:
         source: Name of a recipe in the box, or the path of a .yaml file.
-        overrides: `key=value`, with dots between a section and its key.
+        overrides: `key=value`, with dots between a section and its key; laid over what there is
+            as a recipe is over its base.
 
     Raises:
         RecipeError: There is no such recipe, it is no YAML, or it is its own base.
@@ -35,7 +36,7 @@ def read_recipe(source: str, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     values = _values(path, heirs=())
     values.setdefault("name", path.stem)
     for override in overrides:
-        _set(values, override)
+        values = _set(values, override)
     return values
 
 
@@ -81,7 +82,7 @@ def _over(below: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _set(values: dict[str, Any], override: str) -> None:
+def _set(values: dict[str, Any], override: str) -> dict[str, Any]:
     key, separator, text = override.partition("=")
     if not separator:
         raise RecipeError(f"{override!r} is not of the form key=value")
@@ -90,11 +91,12 @@ def _set(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise RecipeError(f"{key}: {text!r} is no YAML value: {error}") from None
     *parents, leaf = key.split(".")
-    if not parents and value is None:
-        values.pop(leaf, None)
-        return
+    if not parents:
+        return _over(values, {leaf: value})
+    group = values
     for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
+        group = group.setdefault(parent, {})
+        if not isinstance(group, dict):
             raise RecipeError(f"{key}: {parent} is a value, not a group of values")
-    values[leaf] = value
+    group[leaf] = value
+    return values

@@ -1,4 +1,4 @@
-"""A request to stop, which a run follows at the end of its step."""
+"""A request to stop, which a run follows after its step and between an evaluation's batches."""
 
 from __future__ import annotations
 
@@ -21,6 +21,20 @@ class Stopped(Exception):
         self.number = number
 
 
+class Interrupted(Exception):
+    """A signal came; what it interrupts is not done."""
+
+
+def heed() -> None:
+    """Go on, unless the run of this process, if there is one, is asked to stop.
+
+    Raises:
+        Interrupted: It is.
+    """
+    if any(stopping.signal for stopping in _entered):
+        raise Interrupted
+
+
 class Stopping:
     """Notes SIGTERM and SIGINT for as long as it is entered; a second one takes its usual course.
 
@@ -34,6 +48,7 @@ class Stopping:
 
     def __enter__(self) -> Stopping:
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        _entered.append(self)
         return self
 
     def __exit__(
@@ -42,6 +57,7 @@ class Stopping:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        _entered.remove(self)
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -51,3 +67,7 @@ class Stopping:
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+# A process has one handler of a signal, so what it noted is known everywhere in it.
+_entered: list[Stopping] = []

@@ -42,15 +42,21 @@ class Trainer:
         recipe: What to train; without `auto`.
         steps_per_epoch: Batches an epoch, on which the schedules depend.
         device: Where.
+        images: Number of training images, on which their order depends; None outside of a run.
 
     Raises:
         RecipeError: The batch has no equal parts for the processes.
     """
 
     def __init__(
-        self, recipe: Recipe, steps_per_epoch: int, device: torch.device | str = "cpu"
+        self,
+        recipe: Recipe,
+        steps_per_epoch: int,
+        device: torch.device | str = "cpu",
+        images: int | None = None,
     ) -> None:
         self.recipe = recipe
+        self.images = images
         self.steps_per_epoch = steps_per_epoch
         self.steps = recipe.epochs * steps_per_epoch
         self.step = 0
@@ -197,6 +203,7 @@ class Trainer:
         """All that decides the numbers to come; whole in the first process alone."""
         return {
             "recipe": self.recipe.model_dump(mode="json"),
+            "images": self.images,
             "step": self.step,
             "objective": sharding.whole(self.objective.state_dict()),
             "optimizer": sharding.whole(self.optimizer.state_dict()),
@@ -206,21 +213,54 @@ class Trainer:
         """Go on where `state` was taken, by whatever number of processes.
 
         Raises:
-            CheckpointError: The state is of another recipe.
+            CheckpointError: The state is of another recipe or number of images, or of no run.
         """
-        ours = self.recipe.model_dump(mode="json", exclude=FREE)
-        other = list(differences(ours, state["recipe"]))
-        if other:
+        if not (isinstance(state, dict) and state.keys() >= PARTS):
             raise CheckpointError(
-                f"the checkpoint's recipe differs in {', '.join(other)}; "
-                "choose another output folder or the same recipe"
+                "the checkpoint in the output folder is none of `foveal-train run`; choose another "
+                "output folder"
             )
-        sharding.load(self.objective, self.optimizer, state)
+        # Earlier versions kept no number.
+        images = state.get("images", self.images)
+        if images != self.images:
+            raise CheckpointError(
+                f"the checkpoint is of a run on {images:,} images, and data holds {self.images:,}; "
+                "choose another output folder or the same images"
+            )
+        refuse_another(self.recipe, state["recipe"], "the checkpoint's recipe")
+        try:
+            sharding.load(self.objective, self.optimizer, state)
+        except (LookupError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                "the checkpoint is of another version, whose network differs; choose another "
+                "output folder or that version"
+            ) from error
         self.step = state["step"]
 
 
+# What every version's state holds.
+PARTS = {"recipe", "step", "objective", "optimizer"}
+
 # Keys that an interrupted run may go on with another value of.
 FREE = {"data", "compile", "shard", "resident", "evaluation"}
+
+
+def refuse_another(recipe: Recipe, values: dict[str, Any], whose: str) -> None:
+    """Let an interrupted run go on with its own recipe alone.
+
+    Args:
+        recipe: To go on with.
+        values: Of the interrupted run's recipe.
+        whose: These are, for the message.
+
+    Raises:
+        CheckpointError: They differ in more than what may change on the way.
+    """
+    if other := list(differences(recipe.model_dump(mode="json", exclude=FREE), values)):
+        raise CheckpointError(
+            f"{whose} differs in {', '.join(other)}; "
+            "choose another output folder or the same recipe"
+        )
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any], group: str = "") -> Iterator[str]:

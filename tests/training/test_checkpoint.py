@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import os
 import pickle
 import subprocess
@@ -93,3 +95,12 @@ def test_a_file_system_without_links_gets_copies(tmp_path, monkeypatch):
     checkpoints.save({"step": 2})
     assert checkpoint.load(checkpoints.last) == {"step": 2}
     assert checkpoint.load(tmp_path / "best.pt") == {"step": 1}
+
+
+def test_a_file_system_without_locks_lets_a_run_go_on(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOSYS, "locks are unknown here")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with checkpoint.alone(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()

@@ -55,6 +55,16 @@ def test_an_objective_without_a_name_is_dino():
     assert (recipe.objective.name, recipe.objective.targets) == ("dino", "sinkhorn")
 
 
+def test_an_override_of_a_section_is_laid_over_it_as_in_a_file(folder):
+    boxed = Recipe.load("imagenette-vitt8")
+    load = folder.write(imagenette="base: imagenette-vitt8\ncrops: {local_count: 2}")
+    recipe = Recipe.load("imagenette-vitt8", ("crops={local_count: 2}",))
+    assert recipe == load("imagenette", "name=imagenette-vitt8")
+    assert recipe.crops == boxed.crops.model_copy(update={"local_count": 2})
+    resnet = Recipe.load("imagenette-vitt8", ("model={architecture: resnet18}",))
+    assert resnet.model.drop_path == 0.1
+
+
 def test_null_takes_a_section_back_to_its_default():
     recipe = Recipe.load("imagenette-vitt8", ("teacher=null", "objective={name: swav}"))
     assert recipe.teacher.momentum == 0.996
@@ -74,6 +84,9 @@ def test_null_takes_a_section_back_to_its_default():
         (("zebra=1",), "zebra: a recipe has no such key; .*explain"),
         (("epochs=0",), "epochs: .*greater than 0"),
         (("head.prototypes=many",), "head.prototypes: "),
+        (("seed=18446744073709551616",), "seed: .*less than 18446744073709551616"),
+        (("pixels.channels=4",), "pixels.channels: .*1 or 3"),
+        (("crops.blur=[2, .inf]",), r"crops: blur = \(2.0, inf\) is wider .* global_size = "),
         (("epochs",), "key=value"),
         (("epochs.x=1",), "epochs is a value"),
         (("epochs=[",), "epochs: .*no YAML"),

@@ -1,5 +1,7 @@
+import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from tests.training.runs import STEPS, Interrupted, Listener, equal, logged, pho
 from training import checkpoint
 from training.checkpoint import CheckpointError
 from training.data.sources import DataError
+from training.evaluation import features
 from training.loop import RunOptions, train
 from training.stopping import Stopped
 
@@ -67,6 +70,27 @@ def test_a_run_that_is_asked_to_stop_saves_its_step_and_goes_on_from_there(
     assert [evaluation["step"] for evaluation in evaluations] == [3, 6]
 
 
+def test_a_signal_during_an_evaluation_stops_it_after_the_checkpoint(data, tmp_path, monkeypatch):
+    recipe = small(data, evaluation={"data": f"{data}#test", "every": 1, "k": 3})
+    whole = checkpoint.load(run(recipe, tmp_path / "whole"))
+    out, saved, read = tmp_path / "parts", [], features.batches
+
+    def signalled(*arguments):
+        for batch in read(*arguments):
+            if not saved:
+                os.kill(os.getpid(), signal.SIGTERM)
+            saved.append(checkpoint.load(out / "last.pt")["step"])
+            yield batch
+
+    monkeypatch.setattr(features, "batches", signalled)
+    with pytest.raises(Stopped, match="after step 3 of 6"):
+        run(recipe, out, save_every=100)
+    assert saved == [3]
+    assert logged(out, "evaluations") == []
+    assert equal(whole, checkpoint.load(run(recipe, out, save_every=100)))
+    assert logged(out, "evaluations") == logged(tmp_path / "whole", "evaluations")
+
+
 def test_the_log_has_each_step_once_also_after_an_interruption(recipe, tmp_path):
     with pytest.raises(Interrupted):
         run(recipe, tmp_path, 5, save_every=2)
@@ -85,6 +109,61 @@ def test_another_recipes_checkpoint_is_refused_by_name(data, recipe, tmp_path):
     with pytest.raises(CheckpointError, match=r"differs in seed, .*objective.*optimizer\.lr"):
         run(other, tmp_path)
     assert (tmp_path / "recipe.yaml").read_bytes() == before
+
+
+def test_another_recipe_is_refused_also_before_the_first_checkpoint(data, recipe, tmp_path):
+    elsewhere = small(data, evaluation={"data": data})
+    with pytest.raises(Interrupted):
+        run(recipe, tmp_path, 2, save_every=100)
+    before = (tmp_path / "recipe.yaml").read_bytes()
+    with pytest.raises(CheckpointError, match=r"recipe.yaml, of a run .* differs in seed; choose"):
+        run(small(data, seed=1), tmp_path)
+    assert (tmp_path / "recipe.yaml").read_bytes() == before
+    run(elsewhere, tmp_path)
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == STEPS
+
+
+def test_a_run_that_did_no_step_makes_room_for_another_recipe(data, tmp_path):
+    with np.load(data) as archive:
+        np.savez(tmp_path / "one.npz", test_x=archive["test_x"])
+    out = tmp_path / "run"
+    with pytest.raises(DataError, match="no labels of two classes"):
+        run(small(data, evaluation={"data": f"{tmp_path}/one.npz#test"}), out)
+    run(small(data, seed=1), out)
+    assert "seed: 1" in (out / "recipe.yaml").read_text()
+
+
+def test_another_number_of_images_is_refused_and_an_older_checkpoint_is_not(
+    data, recipe, whole, tmp_path
+):
+    with np.load(data) as archive:
+        fewer = {name: archive[name][:-1] for name in archive.files}
+    np.savez(tmp_path / "fewer.npz", **fewer)
+    count = len(fewer["train_x"])
+    out = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        run(recipe, out, 4)
+    with pytest.raises(CheckpointError, match=f"on {count + 1} images, and data holds {count};"):
+        run(small(str(tmp_path / "fewer.npz")), out)
+    older = checkpoint.load(out / "last.pt")
+    del older["images"]
+    checkpoint.save(out / "last.pt", older)
+    assert equal(whole, checkpoint.load(run(recipe, out)))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda state: {"model": state["objective"]}, "none of `foveal-train run`"),
+        (lambda state: [1, 2], "none of `foveal-train run`"),
+        (lambda state: state | {"objective": {}}, "of another version"),
+        (lambda state: state | {"optimizer": {"state": {}, "param_groups": []}}, "another version"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused(recipe, whole, tmp_path, spoil, message):
+    checkpoint.save(tmp_path / "last.pt", spoil(whole))
+    with pytest.raises(CheckpointError, match=f"{message}.*; choose another output folder"):
+        run(recipe, tmp_path)
 
 
 def test_what_does_not_change_the_numbers_may_change(data, recipe, whole, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from tests.data import ROOT
 from tests.training.runs import Interrupted, changed, equal, logged, photographs, run, small, write
 from training import checkpoint
+from training.checkpoint import CheckpointError
 from training.stopping import Stopping
 
 LONG = {"epochs": 12}
@@ -36,19 +37,26 @@ def start(data, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
             preexec_fn=most and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))),
         )
 
     return start
 
 
-def test_a_run_that_is_told_to_end_saves_says_so_and_goes_on(data, start, tmp_path):
-    out = tmp_path / "run"
-    child = start(out)
-    while not (out / "log.jsonl").exists() or len(logged(out)) < 3:
+def after(steps, child, out):
+    """The child, when it has done some steps."""
+    while not (out / "log.jsonl").exists() or len(logged(out)) < steps:
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.01)
-    child.send_signal(signal.SIGTERM)
+    return child
+
+
+def test_a_run_whose_processes_are_told_to_end_saves_says_so_and_goes_on(data, start, tmp_path):
+    out = tmp_path / "run"
+    child = after(3, start(out), out)
+    # The workers, too, as timeout, systemd and clusters do.
+    os.killpg(child.pid, signal.SIGTERM)
     _, said = child.communicate(timeout=100)
     assert child.returncode == 128 + signal.SIGTERM
     step = checkpoint.load(out / "last.pt")["step"]
@@ -84,6 +92,23 @@ def test_a_full_disk_ends_the_run_and_leaves_the_previous_checkpoint(
     assert "Traceback" not in said
     assert (tmp_path / "run/last.pt").read_bytes() == before
     assert not list((tmp_path / "run").glob("*.tmp"))
+
+
+def test_a_second_run_in_the_folder_of_one_that_goes_on_is_refused(data, start, tmp_path):
+    out = tmp_path / "run"
+    child = after(1, start(out), out)
+    os.killpg(child.pid, signal.SIGSTOP)
+    try:
+        before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+        for recipe in (small(data, **LONG), small(data, **LONG, seed=1)):
+            with pytest.raises(CheckpointError, match=f"another run goes on in {out}; .*--out"):
+                run(recipe, out)
+        assert before == {path: path.read_bytes() for path in before}
+    finally:
+        os.killpg(child.pid, signal.SIGCONT)
+        os.killpg(child.pid, signal.SIGTERM)
+        child.communicate(timeout=100)
+    run(small(data, **LONG), out, workers=0)
 
 
 def test_a_second_signal_takes_its_usual_course():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class CropConfig(BaseModel):
@@ -68,6 +68,15 @@ class CropConfig(BaseModel):
         if len(value) == 2 and not 0 < value[0] <= value[1]:
             raise ValueError(f"{name} = {value} must be two positive numbers, the lesser first")
         return value
+
+    @model_validator(mode="after")
+    def _blur_stays_within(self) -> CropConfig:
+        if not self.blur[1] <= self.global_size:
+            raise ValueError(
+                f"blur = {self.blur} is wider than the crops; global_size = {self.global_size} "
+                "is the most"
+            )
+        return self
 
     @property
     def sides(self) -> tuple[int, ...]:

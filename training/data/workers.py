@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
+from threading import Thread
 from typing import Generic, TypeVar
 
 import torch
@@ -63,6 +65,7 @@ class Workers(Generic[Image, Batch]):
             batch_size=None,
             sampler=self._order,
             num_workers=count,
+            worker_init_fn=_end_by_the_parent_alone,
             persistent_workers=count > 0,
             pin_memory=pinned,
             # Of its own: a loader that starts draws a number, which the resumed run's stochastic
@@ -90,6 +93,24 @@ class Workers(Generic[Image, Batch]):
             batch, faults = prepared
             report(faults, self.unreadable)
             yield batch
+
+
+def _end_by_the_parent_alone(worker: int) -> None:
+    """Leave a SIGTERM that all processes of a run are sent to the one that saves it.
+
+    A worker that died of it would raise an error there, in the middle of a save maybe. One that
+    ignored its parent's, too, would keep it from ending.
+    """
+    # macOS has no such call, and nothing that signals more than a process.
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_await_the_parents_signal, daemon=True).start()
+
+
+def _await_the_parents_signal() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class _Order(Sampler[tuple[int, int]]):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from service.bundle import InputSpec
+from service.errors import UndecodableImage
 from service.images import Limits, View, fit
 from training.data.pixels import normalise
 from training.data.sources import DataError, Source, Unreadable
 from training.models.backbone import Backbone
+from training.stopping import heed
 
 BATCH = 64
 PIXELS = 32
@@ -25,6 +28,7 @@ PIXELS = 32
 LIMITS = Limits(bytes=2**30, pixels=2**28, patches=2**16)
 
 Report = Callable[[int], None]
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
@@ -58,12 +62,14 @@ def embed(
 
     Raises:
         DataError: None of them can be read.
+        Interrupted: The run is asked to stop.
     """
     device = next(backbone.parameters()).device
     chunks: list[NDArray[np.float32]] = []
     kept: list[int] = []
     with torch.inference_mode():
         for chosen, pixels in batches(source, indices, spec):
+            heed()
             images = normalise(torch.from_numpy(pixels).to(device), spec.mean, spec.std)
             embedding: Tensor = backbone(images)
             chunks.append(embedding.float().cpu().numpy())
@@ -84,18 +90,16 @@ def batches(
         DataError: None of them can be read.
     """
 
-    def prepare(index: int) -> NDArray[np.uint8] | None:
-        image = readable(source, index)
-        if image is None:
-            return None
+    def prepare(image: Image.Image) -> NDArray[np.uint8]:
         pixels = np.asarray(fit(image, spec, View(), LIMITS))
         return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
+    load = partial(readable, source, make=prepare)
     some = False
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(indices), BATCH):
             chosen = indices[start : start + BATCH]
-            prepared = zip(chosen, pool.map(prepare, chosen), strict=True)
+            prepared = zip(chosen, pool.map(load, chosen), strict=True)
             found = [(index, pixels) for index, pixels in prepared if pixels is not None]
             if found:
                 some = True
@@ -114,23 +118,28 @@ def raw_pixels(source: Source, report: Report = lambda count: None) -> Embedded:
     Returns:
         Rows of 1024 x channels.
     """
+
+    def reduce(image: Image.Image) -> NDArray[np.float32]:
+        small = image.resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
+        return np.asarray(small, np.float32).ravel()
+
     rows: list[NDArray[np.float32]] = []
     kept: list[int] = []
     for index in range(len(source)):
-        image = readable(source, index)
-        if image is None:
+        row = readable(source, index, reduce)
+        if row is None:
             continue
-        small = image.resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
-        rows.append(np.asarray(small, np.float32).ravel())
+        rows.append(row)
         kept.append(index)
         report(1)
     return Embedded(np.stack(rows), kept)
 
 
-def readable(source: Source, index: int) -> Image.Image | None:
-    """An image, or a warning and None."""
+def readable(source: Source, index: int, make: Callable[[Image.Image], T]) -> T | None:
+    """What is made of an image, or a warning and None."""
     try:
-        return source.image(index)
-    except Unreadable as error:
+        return make(source.image(index))
+    # The second is of an image too narrow for the model.
+    except (Unreadable, UndecodableImage) as error:
         log.warning("%s is left out: %s", source.title(index), error)
         return None

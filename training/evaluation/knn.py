@@ -9,7 +9,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from training.stopping import heed
+
 CHUNK = 1024
+"""Test images that are compared at a time, at the most."""
+PAIRS = 2**26
+"""Pairs that are compared at a time; each takes 12 bytes."""
 
 
 def knn_accuracy(
@@ -32,18 +37,24 @@ def knn_accuracy(
 
     Returns:
         Top-1 accuracy in [0, 1].
+
+    Raises:
+        Interrupted: The run is asked to stop.
     """
     train_classes, test_classes = np.asarray(train_labels), np.asarray(test_labels)
     keys, queries = unit(train), unit(test)
     k = min(k, len(keys))
+    chunk = max(1, min(CHUNK, PAIRS // len(keys)))
     right = 0
-    for start in range(0, len(queries), CHUNK):
-        similarity = queries[start : start + CHUNK] @ keys.T
-        nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-        votes = np.exp(np.take_along_axis(similarity, nearest, axis=1) / temperature)
-        scores = np.zeros((len(similarity), train_classes.max() + 1), votes.dtype)
+    for start in range(0, len(queries), chunk):
+        heed()
+        opposed = queries[start : start + chunk] @ keys.T
+        np.negative(opposed, out=opposed)
+        nearest = np.argpartition(opposed, k - 1, axis=1)[:, :k]
+        votes = np.exp(-np.take_along_axis(opposed, nearest, axis=1) / temperature)
+        scores = np.zeros((len(opposed), train_classes.max() + 1), votes.dtype)
         np.add.at(scores, (np.arange(len(scores))[:, None], train_classes[nearest]), votes)
-        right += int((scores.argmax(axis=1) == test_classes[start : start + CHUNK]).sum())
+        right += int((scores.argmax(axis=1) == test_classes[start : start + chunk]).sum())
     return right / len(queries)
 
 

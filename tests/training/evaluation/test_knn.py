@@ -1,9 +1,12 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from tests.data import dataset
 from training.data.sources import ImageFolder
+from training.evaluation import knn
 from training.evaluation.features import raw_pixels
 from training.evaluation.knn import knn_accuracy
 
@@ -25,6 +28,22 @@ def test_equals_scikit_learn(k):
     expected = oracle.score(test, test_labels)
     assert 0.3 < expected < 0.95
     assert knn_accuracy(train, labels, test, test_labels, k) == pytest.approx(expected, abs=1e-3)
+
+
+def test_memory_is_bounded_and_decides_no_answer(monkeypatch):
+    random = np.random.default_rng(0)
+    labels, test_labels = random.integers(0, 3, 20_000), random.integers(0, 3, 700)
+    train = (labels[:, None] + random.normal(size=(20_000, 8))).astype(np.float32)
+    test = (test_labels[:, None] + random.normal(size=(700, 8))).astype(np.float32)
+    expected = knn_accuracy(train, labels, test, test_labels)
+    monkeypatch.setattr(knn, "PAIRS", 2**17)
+    tracemalloc.start()
+    accuracy = knn_accuracy(train, labels, test, test_labels)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert accuracy == expected
+    # The features once more, and 12 bytes a pair.
+    assert peak < 3 * train.nbytes + 16 * 2**17
 
 
 def test_raw_pixels_of_imagenette_reach_the_known_floor():

@@ -16,23 +16,23 @@ class Arrays(Source):
 
     Args:
         location: `FILE.npz#SPLIT`; the split is `train` if none is named.
-        channels: Channels of the pixels: grey becomes RGB and RGB grey, others must be as they are.
+        channels: Channels of the pixels, 1 or 3: grey becomes RGB and RGB grey.
 
     Raises:
-        DataError: There is no such file or split, or it does not hold images of these channels.
+        DataError: There is no such file or split, or it does not hold images, grey or RGB, and a
+            label of each.
     """
 
     def __init__(self, location: str, channels: int) -> None:
         self.name, self.channels = location, channels
         file, _, split = location.partition("#")
-        key = f"{split or 'train'}_x"
+        key, name = f"{split or 'train'}_x", f"{split or 'train'}_y"
         try:
             with np.load(io.BytesIO(read(file))) as archive:
                 if key not in archive:
                     known = ", ".join(archive.files)
                     raise DataError(f"{file} has no array {key}, only {known}; name FILE.npz#SPLIT")
                 images = archive[key]
-                name = f"{split or 'train'}_y"
                 labels = archive[name] if name in archive else np.zeros(len(images), np.int64)
         except Unreadable as error:
             raise DataError(f"{file}: {error}") from error
@@ -45,16 +45,21 @@ class Arrays(Source):
             )
         self.pixels = images if images.ndim == 4 else images[..., None]
         some = self.pixels.shape[-1]
-        if some != channels and {some, channels} != {1, 3}:
-            raise DataError(f"{key} of {file} has {some} channels and the recipe {channels}")
-        self.labels, self.classes = numbered(labels.astype(int).ravel().tolist())
+        if some not in (1, 3):
+            raise DataError(f"{key} of {file} has {some} channels; it must have 1 or 3")
+        if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
+            raise DataError(
+                f"{name} of {file} is {labels.dtype} {list(labels.shape)}; "
+                f"it must be a whole number for each of the {len(images)} images"
+            )
+        self.labels, self.classes = numbered(labels.ravel().tolist(), f"{name} of {file}")
 
     def title(self, index: int) -> str:
         """The image's place in the array."""
         return f"{self.name}[{index}]"
 
     def encoded(self, index: int) -> bytes:
-        """The image as PNG; it must have one or three channels."""
+        """The image as PNG."""
         file = io.BytesIO()
         self.image(index).save(file, "PNG")
         return file.getvalue()

@@ -73,8 +73,19 @@ def classify(names: Sequence[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
     return tuple(index[name] for name in names), classes
 
 
-def numbered(labels: Sequence[int]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Labels and classes of images whose classes are numbers from 0."""
+def numbered(labels: Sequence[int], name: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Labels and classes of images whose classes are numbers from 0, or -1 all of them for none.
+
+    Raises:
+        DataError: Some are negative.
+    """
+    if set(labels) == {-1}:
+        labels = [0] * len(labels)
+    if min(labels) < 0:
+        raise DataError(
+            f"{name}: a label is {min(labels)}; classes are numbered from 0, or all are -1 where "
+            "there are none"
+        )
     return tuple(labels), tuple(str(label) for label in range(max(labels) + 1))
 
 

@@ -50,7 +50,9 @@ class Parquet(Source):
             raise DataError(f"no row in the Parquet files of {location}")
         numbers = [label for label in labels if isinstance(label, int)]
         self.labels, self.classes = (
-            numbered(numbers) if len(numbers) == len(labels) else classify([*map(str, labels)])
+            numbered(numbers, location)
+            if len(numbers) == len(labels)
+            else classify([*map(str, labels)])
         )
 
     def title(self, index: int) -> str:

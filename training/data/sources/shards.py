@@ -46,7 +46,7 @@ class TarShards(Source):
             raise DataError(f"no image in the {len(shards)} tar files of {location}")
         digits = all(name.isdecimal() for name in names)
         self.labels, self.classes = (
-            numbered([int(name) for name in names]) if digits else classify(names)
+            numbered([int(name) for name in names], location) if digits else classify(names)
         )
 
     def title(self, index: int) -> str:

@@ -101,6 +101,12 @@ def test_parquet_may_name_its_classes_or_have_none(place, photos):
     write(f"{place}/bare.parquet", table(image=[png(photos[0])] * 2))
     assert open_source(f"{place}/named.parquet").labels == (1, 0)
     assert open_source(f"{place}/bare.parquet").labels == (0, 0)
+    # As the hub has sets without labels.
+    write(f"{place}/none.parquet", table(image=[png(photos[0])] * 2, label=[-1, -1]))
+    assert open_source(f"{place}/none.parquet").labels == (0, 0)
+    write(f"{place}/some.parquet", table(image=[png(photos[0])] * 2, label=[-1, 1]))
+    with pytest.raises(DataError, match=r"some\.parquet: a label is -1"):
+        open_source(f"{place}/some.parquet")
 
 
 def test_an_archive_has_splits(place):
@@ -174,14 +180,43 @@ def test_what_is_no_data_is_an_error_that_says_so(place, name, data, message):
     [
         ({"train_x": np.zeros((2, 4, 4), np.uint8)}, "#val", 1, "no array val_x, only train_x"),
         ({"train_x": np.zeros((2, 4, 4))}, "", 1, "must be uint8"),
-        ({"train_x": np.zeros((2, 4, 4, 5), np.uint8)}, "", 3, "5 channels and the recipe 3"),
+        ({"train_x": np.zeros((2, 4, 4, 5), np.uint8)}, "", 3, "5 channels; it must have 1 or 3"),
+        ({"train_x": np.zeros((2, 4, 4, 2), np.uint8)}, "", 1, "2 channels; it must have 1 or 3"),
         ({"train_x": np.zeros((0, 4, 4), np.uint8)}, "", 1, "must be uint8"),
+        *(
+            ({"train_x": np.zeros((3, 4, 4), np.uint8), "train_y": labels}, "", 1, message)
+            for labels, message in (
+                ([0, 1], r"train_y of .* is int64 \[2\]; .* each of the 3 images"),
+                ([0, 1, 1, 0], r"train_y of .* is int64 \[4\]; .* each of the 3 images"),
+                (np.eye(3, dtype=int), r"int64 \[3, 3\]; .* each of the 3 images"),
+                ([0.5, 1, 2], r"float64 \[3\]; it must be a whole number"),
+                ([0, -1, 2], "train_y of .*: a label is -1; classes are numbered from 0"),
+            )
+        ),
     ],
 )
 def test_an_archive_that_does_not_fit_is_an_error(tmp_path, arrays, split, channels, message):
     np.savez(tmp_path / "set.npz", **arrays)
     with pytest.raises(DataError, match=message):
         open_source(f"{tmp_path}/set.npz{split}", channels)
+
+
+def test_labels_may_be_a_column_or_missing_throughout(tmp_path):
+    for labels, read in (([[2], [0]], (2, 0)), ([-1, -1], (0, 0))):
+        np.savez(tmp_path / "set.npz", train_x=np.zeros((2, 4, 4), np.uint8), train_y=labels)
+        assert open_source(f"{tmp_path}/set.npz", 1).labels == read
+
+
+def test_a_folder_of_two_kinds_of_data_is_refused_by_name(place, photos):
+    write(f"{place}/a/1.png", png(photos[0]))
+    write(f"{place}/a/2.png", png(photos[1]))
+    write(f"{place}/old/left-over.tar", shard([("1.png", png(photos[0]))]))
+    with pytest.raises(DataError, match=r"a/1\.png as well as .*old/left-over\.tar"):
+        open_source(place)
+    write(f"{place}/old/0.parquet", table(image=[png(photos[0])]))
+    with pytest.raises(DataError, match=r"left-over\.tar as well as .*old/0\.parquet"):
+        open_source(f"{place}/old")
+    assert len(open_source(f"{place}/old/*.tar")) == 1
 
 
 def test_nothing_at_the_location_is_an_error(tmp_path):
@@ -194,6 +229,6 @@ def test_nothing_at_the_location_is_an_error(tmp_path):
         ImageFolder.open(tmp_path)
 
 
-def test_encoded_images_have_one_or_three_channels(tmp_path):
+def test_images_have_one_or_three_channels(tmp_path):
     with pytest.raises(DataError, match="1 or 3 channels, not 4"):
         open_source(tmp_path, channels=4)
