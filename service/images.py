@@ -1,4 +1,4 @@
-"""Encoded bytes -> upright RGB uint8 at the model's size; every limit on input lives here.
+"""Encoded bytes -> upright RGB uint8 at the model's size; every limit on input is checked here.
 
 Each limit is checked before the work that it bounds: bytes, then pixels by the header, then the
 patches of the fitted picture, and only then is anything decoded. A picture comes out as a viewer
@@ -10,8 +10,6 @@ preprocessing does.
 from __future__ import annotations
 
 import io
-import re
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.GifImagePlugin import GifImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
+from service import heap
+from service.bands import bands
 from service.bundle import InputSpec
 from service.errors import InvalidOption, TooLarge, UndecodableImage, UnsupportedMediaType
+from service.grey import grey
+from service.headers import check_scans, decoded_pixels, icon_pixels
 from service.resampling import resize
 
 Fit = Literal["crop", "whole"]
@@ -32,10 +35,6 @@ Fit = Literal["crop", "whole"]
 # libavif then decodes up to 268 megapixels before it scales them down.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO")
 ACCEPTED = "JPEG, PNG, WebP, GIF, BMP, TIFF, PNM or ICO"
-
-# Every scan of a progressive JPEG visits every pixel, however few bytes it takes; encoders write
-# about ten.
-MAX_SCANS = 100
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,9 +45,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 274, 322, 323
-_SEGMENT = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_ORIENTATION = 274
+_LARGE = 2**24  # pixels from which on the heap is trimmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +108,21 @@ def prepare(data: bytes, spec: InputSpec, view: View, limits: Limits) -> NDArray
         )
     if not data:
         raise UnsupportedMediaType(f"The image is empty (zero bytes). Send {ACCEPTED}.")
-    _check_pixels(_icon_pixels(data), limits)
+    _check_pixels(icon_pixels(data), limits)
     with _decoding(limits):
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
-        _check_pixels(_header_pixels(image), limits)
-        _check_scans(image, data)
+        pixels = decoded_pixels(image)
+        _check_pixels(pixels, limits)
+        check_scans(image, data)
         _plan(image.size, spec, view, limits)
-        image = fit(opaque(upright(image)), spec, view, limits)
+        # One step a line: each frees what the one before it has left, of up to 12 bytes a pixel.
+        if isinstance(image, WebPImageFile):
+            image = _frame(image)
+        image = upright(image)
+        image = opaque(image)
+        image = fit(image, spec, view, limits)
+        if pixels >= _LARGE:
+            heap.trim()
         return np.asarray(image.convert("RGB"))
 
 
@@ -187,29 +193,13 @@ def _check_pixels(pixels: int, limits: Limits) -> None:
         )
 
 
-def _header_pixels(image: Image.Image) -> int:
-    """Pixels that decoding will hold: a TIFF's single tile may be larger than its picture."""
-    width, height = image.size
-    if image.format != "TIFF":
-        return width * height
-    tags = image.tag_v2  # type: ignore[attr-defined]
-    return max(width * height, int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0)))
-
-
-def _icon_pixels(data: bytes) -> int:
-    """Pixels of an icon file's largest picture, which Pillow decodes as it opens the file."""
-    if not data.startswith(b"\0\0\1\0"):
-        return 0
-    pixels = 0
-    for entry in range(6, 6 + 16 * int.from_bytes(data[4:6], "little"), 16):
-        start = int.from_bytes(data[entry + 12 : entry + 16], "little")
-        png = data[start : start + 8] == b"\x89PNG\r\n\x1a\n"
-        sides = data[start + 16 : start + 24] if png else data[start + 4 : start + 12]
-        if len(sides) == 8:
-            width, height = struct.unpack(">II" if png else "<ii", sides)
-            # A bitmap's height counts its transparency mask as well.
-            pixels = max(pixels, width * height if png else abs(width * height) // 2)
-    return pixels
+def _frame(image: WebPImageFile) -> Image.Image:
+    """The first frame, as `load` gives it, which keeps two canvases of the decoder beside it."""
+    data, _, _ = image._get_next()
+    del image._decoder
+    frame = Image.frombytes(image.mode, image.size, data, "raw", image.rawmode)
+    frame.info = image.info
+    return frame
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -236,53 +226,16 @@ def _first_frame(image: Image.Image) -> Image.Image:
     return page
 
 
-def _check_scans(image: Image.Image, data: bytes) -> None:
-    """Count a JPEG's scans up to its end marker, stepping over the contents of its segments."""
-    # Coded data never holds a marker, so that this counts no scan too few, and only those of a
-    # preview in the metadata too many.
-    if image.format not in ("JPEG", "MPO") or data.count(b"\xff\xda") <= MAX_SCANS:
-        return
-    scans, position = 0, 2
-    while (found := _SEGMENT.search(data, position)) and scans <= MAX_SCANS:
-        marker = data[found.end() - 1]
-        if marker == _END_OF_IMAGE:
-            return
-        scans += marker == _START_OF_SCAN
-        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
-    if scans > MAX_SCANS:
-        raise UndecodableImage(
-            f"The JPEG has more than {MAX_SCANS} scans, the limit. Send it re-encoded."
-        )
-
-
 def opaque(image: Image.Image) -> Image.Image:
     """Bring every mode to eight bits of grey or colour, transparency over white."""
-    if image.mode.startswith("I;16") or image.mode == "I":
-        values = np.asarray(image)
-        if (clear := image.info.get("transparency")) is not None:
-            values = np.where(values == clear, 65535, values)
-        return _grey(values, whites=(65535,))
-    if image.mode == "F":
-        return _grey(np.asarray(image), whites=(1, 255, 65535))
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return grey(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
         page = Image.new("RGB", image.size, "white")
-        page.paste(image, mask=image)
+        for box, band in bands(image):
+            coloured = band.convert("RGBA")
+            page.paste(coloured, box, mask=coloured)
         return page
     if image.mode == "1":
         return image.convert("L")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
-
-
-def _grey(values: NDArray[np.generic], whites: tuple[int, ...]) -> Image.Image:
-    """Scale deep grey values to eight bits; white is the first of `whites` that holds them all.
-
-    Values above every white, or below zero, are stretched from their least to their greatest;
-    infinite ones and those that are not numbers count as zero.
-    """
-    levels = np.nan_to_num(values.astype(np.float32), copy=False, posinf=0, neginf=0)
-    low, high = min(0.0, float(levels.min())), float(levels.max())
-    white = next((white for white in whites if high <= white), high)
-    levels -= low
-    levels *= 255 / (white - low)
-    return Image.fromarray(np.rint(levels, out=levels).astype(np.uint8))

@@ -24,6 +24,7 @@ from service.protocol import Config, Protocol, State
 from service.routes.gateway import Gateway
 from service.settings import Settings
 from service.stalled import reset_stalled
+from service.telemetry import libtiff
 from service.telemetry.traces import TracesUnavailable
 
 # What a person who starts the server is told in one line.
@@ -50,6 +51,7 @@ def run(settings: Settings, listener: socket.socket, started: Callable[[str], No
         Exception: One of `FAILURES`, if the server cannot start.
     """
     _allow_files(settings.max_connections + OWN_FILES)
+    libtiff.silence()
     app = create_app(settings)
     config = Config(
         settings,

@@ -11,6 +11,8 @@ import orjson
 from service.telemetry.record import current
 
 OURS = ("service", "foveal")
+# They tell of what is wrong with a request's body, and so does its answer.
+UNHEARD = ("PIL", "python_multipart")
 
 
 class _Text(logging.Formatter):
@@ -55,3 +57,5 @@ def configure(form: Literal["text", "json"], level: str) -> None:
     # What is no HTTP is counted, and in the access log if there is one: with a warning for each,
     # strangers could fill this log.
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    for name in UNHEARD:
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -38,7 +38,8 @@ def configured() -> Traces | None:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         raise TracesUnavailable(
-            f"{ENDPOINTS[0]} asks for traces; install what makes them: pip install 'foveal[traces]'"
+            f"{ENDPOINTS[0]} asks for traces, and what makes them is not installed: in the "
+            "checkout, pip install -e '.[traces]'"
         ) from error
     return Traces(BatchSpanProcessor(OTLPSpanExporter()))
 

@@ -22,7 +22,8 @@ from service.errors import (
     UndecodableImage,
     UnsupportedMediaType,
 )
-from service.images import MAX_SCANS, Limits, View, prepare
+from service.headers import MAX_SCANS
+from service.images import Limits, View, opaque, prepare
 from tests.data import ROOT, dataset
 
 SPEC = InputSpec(resize=128, crop=112, multiple=8)
@@ -270,6 +271,99 @@ def test_floating_point_greys_span_black_to_white():
     assert abs(int(pixels[56, 56, 0]) - 128) <= 2
 
 
+def test_deep_greys_are_stretched_by_the_extremes_of_the_whole_picture():
+    deep = np.random.default_rng(0).normal(0, 1, (2100, 1500)).astype(np.float32)
+    deep[7, 7], deep[2090, 9], deep[3], deep[5] = 90_000, -30_000, np.inf, np.nan
+    counted = np.where(np.isfinite(deep), deep, 0)
+    expected = np.rint((counted + 30_000) * np.float32(255 / 120_000))
+    assert np.array_equal(np.asarray(opaque(Image.fromarray(deep))), expected)
+
+
+def test_transparency_of_a_large_picture_is_shown_over_white():
+    image = Image.radial_gradient("L").resize((1500, 2100)).convert("RGB")
+    image.putalpha(Image.linear_gradient("L").resize((1500, 2100)))
+    expected = Image.new("RGB", image.size, "white")
+    expected.paste(image, mask=image)
+    assert np.array_equal(np.asarray(opaque(image)), np.asarray(expected))
+
+
+def large(mode: str, format: str, **options) -> bytes:  # noqa: A002
+    """A picture of 4096 x 4096 pixels, whose data are few."""
+    grey = Image.radial_gradient("L").resize((4096, 4096))
+    if mode in ("F", "I", "I;16"):
+        kind = {"F": np.float32, "I": np.int32, "I;16": np.uint16}[mode]
+        return encoded(Image.fromarray(np.asarray(grey).astype(kind)), format, **options)
+    return encoded(Image.merge(mode, [grey] * len(mode)), format, **options)
+
+
+PEAK = """
+import sys
+from tests.service.test_images import photo, shown
+
+def memory(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+shown(photo())
+before = memory("VmRSS")
+shown(sys.stdin.buffer.read())
+print(memory("VmHWM") - before)
+"""
+
+KEPT = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+data = sys.stdin.buffer.read()
+with ThreadPoolExecutor(1) as pool:
+    for _ in range(3):
+        pool.submit(shown, data).result()
+    print(memory("VmRSS") - before)
+"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "format", "options"),
+    [
+        ("RGBA", "WEBP", {"method": 0}),
+        ("RGB", "WEBP", {"method": 0}),
+        ("F", "TIFF", {"compression": "tiff_adobe_deflate", "strip_size": 2**30}),
+        ("I", "TIFF", {"compression": "tiff_adobe_deflate", "strip_size": 2**30}),
+        ("I;16", "PNG", {"compress_level": 1}),
+        ("LA", "PNG", {"compress_level": 1}),
+        ("RGBA", "PNG", {"compress_level": 1}),
+        ("CMYK", "JPEG", {"progressive": True}),
+    ],
+)
+def test_decoding_holds_twelve_bytes_a_pixel_at_most(mode, format, options):  # noqa: A002
+    child = subprocess.run(
+        [sys.executable, "-c", PEAK],
+        cwd=ROOT,
+        input=large(mode, format, **options),
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    # Beside these the file, and a band of rows in several copies.
+    assert int(child.stdout) < 12 * 4096**2 + 20_000_000
+
+
+def test_what_a_large_picture_took_is_given_back():
+    turned = Image.Exif()
+    turned[274] = 6
+    data = large("RGBA", "PNG", compress_level=1, exif=turned)
+    program = PEAK.replace("shown(sys.stdin.buffer.read())\n", "") + KEPT
+    child = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        input=data,
+        capture_output=True,
+        timeout=120,
+        check=True,
+    )
+    assert int(child.stdout.split()[-1]) < 30_000_000
+
+
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_first_frame_of_several_is_shown(format):  # noqa: A002
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
@@ -325,6 +419,18 @@ def test_tile_larger_than_its_picture_is_refused():
         data[at : at + 12] = struct.pack("<HHII", tag, 4, 1, value)
     with pytest.raises(UndecodableImage, match="10000000000 pixels"):
         shown(bytes(data))
+
+
+@pytest.mark.parametrize("compression", ["lzma", "zstd"])
+def test_strip_that_is_held_twice_counts_twice(compression):
+    limits = Limits(bytes=20_000_000, pixels=150_000, patches=4096)
+    strips = [
+        encoded(Image.new("L", (300, 300)), "TIFF", compression=compression, strip_size=size)
+        for size in (3000, 90_000)
+    ]
+    assert prepare(strips[0], SPEC, View(), limits).shape == (112, 112, 3)
+    with pytest.raises(UndecodableImage, match="180000 pixels"):
+        prepare(strips[1], SPEC, View(), limits)
 
 
 @pytest.mark.parametrize("name", [b"zTXt", b"iCCP"])

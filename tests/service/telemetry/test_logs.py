@@ -15,7 +15,7 @@ def _restore() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
-    for name in logs.OURS:
+    for name in (*logs.OURS, *logs.UNHEARD):
         logging.getLogger(name).setLevel(logging.NOTSET)
 
 

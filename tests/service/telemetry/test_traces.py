@@ -1,6 +1,7 @@
 """Spans, as an exporter in memory and as a collector behind a whole process see them."""
 
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from service.app import create_app
 from service.bundle import Bundle
 from service.settings import Settings
-from service.telemetry.traces import Traces
+from service.telemetry.traces import Traces, TracesUnavailable, configured
 from tests.service import processes
 from tests.service.gateways import PNG, photograph, serving
 
@@ -96,6 +97,13 @@ def test_our_faults_are_errors_and_those_of_clients_are_not(
     assert ours.status.status_code is StatusCode.ERROR
     assert theirs.status.status_code is StatusCode.UNSET
     assert theirs.name == "GET unknown"
+
+
+def test_without_its_packages_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    with pytest.raises(TracesUnavailable, match=r"the checkout, pip install -e '\.\[traces\]'"):
+        configured()
 
 
 @contextmanager
