@@ -32,6 +32,7 @@ from service.routes import (
     repository,
     similar,
 )
+from service.routes.bodies import Bodies
 from service.routes.body import DEADLINE_HEADER
 from service.routes.direct import Direct
 from service.routes.gateway import Gateway
@@ -104,6 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(HeadMethod)
     busiest = (embed.router, attention.router, correspond.router, similar.router)
     app.add_middleware(Direct, routes=[route for router in busiest for route in router.routes])
+    app.add_middleware(Bodies, most=settings.max_bodies_bytes)
     _guard(app, settings, limiter)
     for module in (embed, attention, correspond, similar, collections, openai, inference):
         app.include_router(module.router)

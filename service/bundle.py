@@ -173,12 +173,15 @@ class Bundle:
         """Read the manifest and check every file against its sha256.
 
         Raises:
-            BundleError: The folder, the manifest or a file is missing, invalid or damaged.
+            BundleError: The folder, the manifest or a file is missing, invalid, damaged or may not
+                be read.
         """
         try:
             manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise BundleError(f"{path} is not a bundle: it holds no {MANIFEST}") from None
+        except OSError as error:
+            raise BundleError(f"{path / MANIFEST}: {error.strerror}") from None
         except ValidationError as error:
             raise BundleError(f"{path / MANIFEST} is not valid: {error}") from None
         if GRAPH not in manifest.files:
@@ -190,6 +193,8 @@ class Bundle:
                 actual = sha256(path / name)
             except FileNotFoundError:
                 raise BundleError(f"{path} lacks {name}") from None
+            except OSError as error:
+                raise BundleError(f"{path / name}: {error.strerror}") from None
             if actual != expected:
                 raise BundleError(
                     f"{path / name} is damaged: its sha256 is {actual}, {MANIFEST} says {expected}"

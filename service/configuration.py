@@ -18,6 +18,8 @@ from service.settings import Settings
 
 PREFIX = "FOVEAL_"
 FILE = f"{PREFIX}CONFIG"
+# Said of a default that is worked out of other settings, while one of those is wrong.
+UNASKED = "default_factory_not_called"
 NO_SETTINGS = {FILE, f"{PREFIX}API_KEY"}  # of the same environment, and read elsewhere
 
 Origin = Literal["flag", "environment", "file", "default"]
@@ -52,7 +54,7 @@ def read(flags: Mapping[str, Any]) -> Configuration:
         SettingsUnusable: A setting is unknown or wrong, or the file cannot be read.
     """
     path = os.environ.get(FILE)
-    file = _read_file(Path(path)) if path else {}
+    file = _read_file(Path(path).expanduser()) if path else {}
     environment = {
         name.upper().removeprefix(PREFIX).lower()
         for name in os.environ
@@ -63,7 +65,8 @@ def read(flags: Mapping[str, Any]) -> Configuration:
     try:
         settings = Settings(**flags)
     except ValidationError as error:
-        raise SettingsUnusable("; ".join(map(_explain, error.errors()))) from None
+        wrong = [one for one in error.errors() if one["type"] != UNASKED]
+        raise SettingsUnusable("; ".join(map(_explain, wrong))) from None
     except SettingsError as error:
         raise SettingsUnusable(str(error)) from None
 

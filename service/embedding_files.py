@@ -179,7 +179,8 @@ class _JsonLines:
 def _require_pyarrow() -> None:
     if find_spec("pyarrow") is None:
         raise FileRefused(
-            "Parquet needs pyarrow: pip install 'foveal[parquet]', or write .npz or .jsonl"
+            "Parquet needs pyarrow: in the checkout, pip install -e '.[parquet]'; or write .npz or "
+            ".jsonl"
         )
 
 

@@ -42,7 +42,9 @@ def _from_json(value: Any) -> Any:
 
 
 def _from_commas(value: Any) -> Any:
-    return _few(value.split(",", MAX_ENTRIES) if isinstance(value, str) else value)
+    if not isinstance(value, str) or value.startswith("["):
+        return _from_json(value)
+    return _few(value.split(",", MAX_ENTRIES))
 
 
 def _few(value: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -27,6 +27,17 @@ from service.guards.rates import Rate
 MEGABYTE = 1_000_000
 
 
+def _expand(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("no home is known for this ~; write the path in full") from None
+
+
+# No shell expands what stands in a file.
+Location = Annotated[Path, AfterValidator(_expand)]
+
+
 class Settings(BaseSettings):
     """The gateway's settings; the description of each says when to change it."""
 
@@ -34,11 +45,11 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 to be reachable.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on.")
-    model: Path = Field(bundle.DEFAULT, description="Folder of the bundle to serve.")
-    repository: Path | None = Field(
+    model: Location = Field(bundle.DEFAULT, description="Folder of the bundle to serve.")
+    repository: Location | None = Field(
         None, description="Folder of further bundles, to serve several models at once."
     )
-    data: Path = Field(
+    data: Location = Field(
         Path.home() / ".local/share/foveal", description="Folder of the local index."
     )
     workers: int = Field(
@@ -66,16 +77,16 @@ class Settings(BaseSettings):
         description="Hand pixels to Triton in shared memory; on where it runs on this machine and "
         "shares /dev/shm.",
     )
-    triton_ca: Path | None = Field(
+    triton_ca: Location | None = Field(
         None,
         description="File of the authority of Triton's certificates, PEM; where set, the gateway "
         "speaks TLS. A server's certificate must be for its name in triton_urls.",
     )
-    triton_certificate: Path | None = Field(
+    triton_certificate: Location | None = Field(
         None,
         description="File of the gateway's own certificate, PEM; where Triton asks for one.",
     )
-    triton_key: Path | None = Field(
+    triton_key: Location | None = Field(
         None, description="File of its private key, PEM without a password."
     )
     precision: Literal["auto", "fp32", "bf16", "int8"] = Field(
@@ -88,6 +99,11 @@ class Settings(BaseSettings):
     )
     max_image_bytes: int = Field(20 * MEGABYTE, gt=0, description="Largest encoded image.")
     max_body_bytes: int = Field(64 * MEGABYTE, gt=0, description="Largest request body.")
+    max_bodies_bytes: int = Field(
+        256 * MEGABYTE,
+        gt=0,
+        description="Most bytes of the bodies of all requests under way; beyond it 503.",
+    )
     max_pixels: int = Field(64 * MEGABYTE, gt=0, description="Most pixels of an image, by header.")
     max_patches: int = Field(
         4096, gt=0, description="Most patches of a fitted image; attention costs their square."
@@ -110,7 +126,7 @@ class Settings(BaseSettings):
         gt=0,
         description="Most open connections of a worker; beyond it requests are answered 503.",
     )
-    keys_file: Path | None = Field(
+    keys_file: Location | None = Field(
         None,
         description="File of API keys, `name scopes sha256` in a line, as `foveal key` makes them; "
         "set it wherever strangers can connect.",

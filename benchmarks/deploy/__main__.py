@@ -7,11 +7,15 @@ Runs an engine of its own, on stand-ins for the official base images; `make test
 
 from __future__ import annotations
 
+import argparse
 import json
+import signal
 import statistics
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 
@@ -38,8 +42,9 @@ def cold_start(docker: DockerEngine) -> float:
     begun = time.perf_counter()
     publish = ("--publish", f"127.0.0.1:{port}:8000")
     contained = ("--read-only", "--tmpfs", "/tmp")  # noqa: S108 - in the container
-    name = docker("run", "--detach", *contained, *publish, GATEWAY)
+    name = "foveal-cold-start"
     try:
+        docker("run", "--detach", "--name", name, *contained, *publish, GATEWAY)
         # One client: making one each time would take a core that the gateway wants.
         with httpx.Client() as client:
             while time.perf_counter() - begun < PATIENCE:
@@ -69,7 +74,15 @@ def replacement(docker: DockerEngine) -> dict[str, float | int]:
         stack.down()
 
 
+def stop(*_: object) -> NoReturn:
+    """End as an error does, so that engine and containers go; a second signal cuts nothing off."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
+
+
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    signal.signal(signal.SIGTERM, stop)
     with docker_engine() as docker:
         build_gateway(docker)
         starts = [cold_start(docker) for _ in range(ROUNDS)]

@@ -9,9 +9,9 @@ the rounds' ratios.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -64,8 +64,10 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("photos", type=Path, nargs="?", help="folder; without it, the tests' own")
+    photos = parser.parse_args().photos or dataset("photos")
     torch.set_num_threads(1)
-    photos = Path(sys.argv[1]) if len(sys.argv) > 1 else dataset("photos")
     with tempfile.TemporaryDirectory() as folder:
         jpegs(photos, Path(folder))
         loader = CropLoader(ImageFolder.open(folder), CROPS, BATCH, seed=0, workers=0)

@@ -10,6 +10,7 @@ median over the rounds of the published step's seconds over the side's in the sa
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from training.trainer import Trainer
 
 RESULT = Path(__file__).parents[1] / "results" / "training_step.json"
 STEPS_PER_EPOCH = 1000
+SIDES = ("published", "fp32", "bf16")
 
 
 def stepper(side: str) -> Callable[[list[Tensor]], object]:
@@ -45,8 +47,17 @@ def stepper(side: str) -> Callable[[list[Tensor]], object]:
 
 
 def main() -> None:
-    names = ("published", "fp32", "bf16")
-    sides = [Side(name, "benchmarks.training.step", name) for name in names]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("side", nargs="?", choices=SIDES, help="be this one; without it, compare")
+    side = parser.parse_args().side
+    if side:
+        serve(stepper(side), sys.stdin, sys.stdout)
+    else:
+        measure()
+
+
+def measure() -> None:
+    sides = [Side(name, "benchmarks.training.step", name) for name in SIDES]
     result = {
         "what": "one DINO step, ViT-S/16, 2x224 + 8x96, batch 4, 65536 prototypes, processor",
         **compare(sides, against="published"),
@@ -56,7 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        serve(stepper(sys.argv[1]), sys.stdin, sys.stdout)
-    else:
-        main()
+    main()

@@ -13,9 +13,9 @@ import httpx
 from numpy.typing import ArrayLike
 
 from service.client import calls
-from service.client.calls import Call
+from service.client.calls import Call, Known
 from service.client.errors import ClientError
-from service.client.many import Batching, bar, in_order_async, merge, payloads, turned_away
+from service.client.many import Batching, bar, in_order_async, turned_away
 from service.client.options import (
     AttentionOptions,
     EmbedOptions,
@@ -34,7 +34,7 @@ from service.client.results import (
     Ranked,
 )
 from service.client.retries import Attempts, Outcome, Retries
-from service.client.sources import Image, batches, image_files, load_each
+from service.client.sources import Image, batches, image_files
 
 T = TypeVar("T")
 
@@ -84,14 +84,12 @@ class AsyncFoveal:
         """As `Foveal.embed_many`."""
 
         async def embed(group: list[Image]) -> list[tuple[Image, Embedding | ClientError]]:
-            loaded = await asyncio.to_thread(load_each, group)
-            sent = payloads(loaded)
-            answers = await self.embed(sent, **options) if sent else []
+            answers = await self.embed(group, **options)
             while again := turned_away(answers):
-                later = await self.embed([sent[index] for index in again], **options)
+                later = await self.embed([group[index] for index in again], **options)
                 for index, answer in zip(again, later, strict=True):
                     answers[index] = answer
-            return list(zip(group, merge(loaded, answers), strict=True))
+            return list(zip(group, answers, strict=True))
 
         limits = self._batching
         groups = batches(images, limits.images, limits.size)
@@ -193,8 +191,10 @@ class AsyncFoveal:
         """As `Foveal.drop_collection`."""
         await self._run(lambda: calls.drop_collection(collection))
 
-    async def _run(self, build: Callable[[], Call[T]]) -> T:
+    async def _run(self, build: Callable[[], Call[T] | Known[T]]) -> T:
         call = await asyncio.to_thread(build)
+        if isinstance(call, Known):
+            return call.answer
         attempts = Attempts(self._retries)
         while True:
             outcome: Outcome

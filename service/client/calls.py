@@ -37,7 +37,7 @@ from service.client.results import (
     Vector,
     decode_mask,
 )
-from service.client.sources import Image, as_list, load
+from service.client.sources import Image, as_list, load, load_each
 
 T = TypeVar("T")
 
@@ -55,6 +55,13 @@ class Call(Generic[T]):
     body: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Known(Generic[T]):
+    """What a call gives where nothing is left to ask."""
+
+    answer: T
+
+
 def headers(api_key: str | None) -> dict[str, str]:
     """What every request carries."""
     agent = {"User-Agent": f"foveal/{__version__}"}
@@ -63,24 +70,26 @@ def headers(api_key: str | None) -> dict[str, str]:
 
 def embed(
     images: Image | Iterable[Image], **options: Unpack[EmbedOptions]
-) -> Call[list[Embedding | ClientError]]:
+) -> Call[list[Embedding | ClientError]] | Known[list[Embedding | ClientError]]:
     """`POST /embed`; vectors travel as base64, bit by bit."""
-    payloads = [load(image) for image in as_list(images)]
+    loaded = load_each(as_list(images))
+    if not loaded.sent:
+        return Known(loaded.merge([]))
 
     def read(response: httpx.Response) -> list[Embedding | ClientError]:
         try:
             answer = _success(response)
         except Refused as error:
-            return _of_each(error, len(payloads))
+            return loaded.merge(_of_each(error, len(loaded.sent)))
         model, digest = answer["model"], answer["digest"]
-        return [
+        return loaded.merge(
             from_problem(entry["error"])
             if "error" in entry
             else Embedding(_vectors(answer["dim"], entry), model, digest)
             for entry in answer["embeddings"]
-        ]
+        )
 
-    return Call("POST", "/embed", read, form(payloads, {**options, "encoding": "base64"}))
+    return Call("POST", "/embed", read, form(loaded.sent, {**options, "encoding": "base64"}))
 
 
 def attention(image: Image, **options: Unpack[AttentionOptions]) -> Call[Attention]:
@@ -183,23 +192,29 @@ def add_items(
     ids: Sequence[str] | None = None,
     metadata: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     **options: Unpack[ImageOptions],
-) -> Call[list[str | ClientError]]:
+) -> Call[list[str | ClientError]] | Known[list[str | ClientError]]:
     """`POST /collections/{collection}/items`."""
-    payloads = [load(image) for image in as_list(images)]
+    loaded = load_each(as_list(images))
+    if not loaded.sent:
+        return Known(loaded.merge([]))
 
     def read(response: httpx.Response) -> list[str | ClientError]:
         try:
             answer = _success(response)
         except Refused as error:
-            return _of_each(error, len(payloads))
-        return [
+            return loaded.merge(_of_each(error, len(loaded.sent)))
+        return loaded.merge(
             from_problem(entry["error"]) if "error" in entry else entry["id"]
             for entry in answer["items"]
-        ]
+        )
 
-    fields = {**options, "metadata": metadata or {}, **({} if ids is None else {"ids": [*ids]})}
+    kept = metadata or {}
+    if not isinstance(kept, Mapping):
+        kept = loaded.of_sent(kept)
+    named = {} if ids is None else {"ids": loaded.of_sent(ids)}
+    fields = {**options, "metadata": kept, **named}
     path = f"/collections/{quote(collection, safe='')}/items"
-    return Call("POST", path, read, form(payloads, fields))
+    return Call("POST", path, read, form(loaded.sent, fields))
 
 
 def get_item(collection: str, id: str) -> Call[Item]:  # noqa: A002

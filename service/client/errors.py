@@ -15,7 +15,7 @@ class ClientError(Exception):
 
 
 class UnreadableFile(ClientError):
-    """An image that cannot be read on this side; nothing was sent."""
+    """An image or a folder that cannot be read on this side; nothing of it was sent."""
 
 
 class Unreachable(ClientError):

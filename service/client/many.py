@@ -14,9 +14,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import Progress
 
-from service.client.errors import ClientError, Refused, UnreadableFile
+from service.client.errors import ClientError, Refused
 from service.client.results import Embedding
-from service.client.sources import Payload
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -50,14 +49,6 @@ def turned_away(answers: Sequence[Embedding | ClientError]) -> list[int]:
         for index, answer in enumerate(answers)
         if isinstance(answer, Refused) and answer.status == HTTPStatus.SERVICE_UNAVAILABLE
     ]
-
-
-def merge(
-    loaded: Iterable[Payload | UnreadableFile], answers: Iterable[Embedding | ClientError]
-) -> list[Embedding | ClientError]:
-    """The answer of each image that was sent, and the error of each that could not be."""
-    answered = iter(answers)
-    return [one if isinstance(one, UnreadableFile) else next(answered) for one in loaded]
 
 
 def in_order(work: Callable[[T], R], entries: Iterable[T], at_once: int) -> Iterator[R]:
@@ -99,8 +90,3 @@ def bar(total: int, *, shown: bool = True) -> Iterator[Callable[[], None]]:
     with Progress(console=Console(stderr=True), disable=not shown) as progress:
         task = progress.add_task("Embedding", total=total)
         yield lambda: progress.advance(task)
-
-
-def payloads(loaded: Sequence[Payload | UnreadableFile]) -> list[Payload]:
-    """Those that can be sent."""
-    return [one for one in loaded if not isinstance(one, UnreadableFile)]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 from PIL import Image as Pillow
 
-from service.client.errors import UnreadableFile
+from service.client.errors import ClientError, UnreadableFile
 from service.images import FORMATS
+
+T = TypeVar("T")
 
 # A path, a URL (http, https or data), encoded bytes, or a Pillow image.
 Image = str | os.PathLike[str] | bytes | Pillow.Image
@@ -49,14 +52,38 @@ def load(image: Image) -> Payload:
         raise UnreadableFile(f"{image}: {error.strerror}") from error
 
 
-def load_each(images: Iterable[Image]) -> list[Payload | UnreadableFile]:
-    """What travels for each image, or why it cannot be read."""
-    loaded: list[Payload | UnreadableFile] = []
-    for image in images:
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Several images: what travels for them, and those that cannot.
+
+    Attributes:
+        sent: What travels, in the order of the images.
+        unreadable: Why an image cannot be read, by its index.
+    """
+
+    sent: list[Payload]
+    unreadable: dict[int, UnreadableFile]
+
+    def of_sent(self, values: Sequence[T]) -> list[T]:
+        """Of a value for each image those of the images that travel."""
+        return [value for index, value in enumerate(values) if index not in self.unreadable]
+
+    def merge(self, answers: Iterable[T | ClientError]) -> list[T | ClientError]:
+        """For each image its answer, or why it cannot be read."""
+        merged = list(answers)
+        for index, error in self.unreadable.items():
+            merged.insert(index, error)
+        return merged
+
+
+def load_each(images: Iterable[Image]) -> Loaded:
+    """What travels for the images that can be read."""
+    loaded = Loaded([], {})
+    for index, image in enumerate(images):
         try:
-            loaded.append(load(image))
+            loaded.sent.append(load(image))
         except UnreadableFile as error:
-            loaded.append(error)
+            loaded.unreadable[index] = error
     return loaded
 
 
@@ -83,7 +110,13 @@ def batches(images: Iterable[Image], count: int, size: int) -> Iterator[list[Ima
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The files under `folder` whose suffix is that of an accepted image type, sorted."""
+    """The files under `folder` whose suffix is that of an accepted image type, sorted.
+
+    Raises:
+        UnreadableFile: It is no folder.
+    """
+    if not folder.is_dir():
+        raise UnreadableFile(f"{folder}: there is no such folder")
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _suffixes() and p.is_file())
 
 

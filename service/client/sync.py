@@ -12,9 +12,9 @@ import httpx
 from numpy.typing import ArrayLike
 
 from service.client import calls
-from service.client.calls import Call
+from service.client.calls import Call, Known
 from service.client.errors import ClientError
-from service.client.many import Batching, bar, in_order, merge, payloads, turned_away
+from service.client.many import Batching, bar, in_order, turned_away
 from service.client.options import (
     AttentionOptions,
     EmbedOptions,
@@ -33,7 +33,7 @@ from service.client.results import (
     Ranked,
 )
 from service.client.retries import Attempts, Outcome, Retries
-from service.client.sources import Image, batches, image_files, load_each
+from service.client.sources import Image, batches, image_files
 
 T = TypeVar("T")
 
@@ -56,7 +56,8 @@ class Foveal:
     Raises:
         Refused: By every method: the server answered with a problem.
         Unreachable: By every method: no answer came.
-        UnreadableFile: By every method with images but `embed_many`: a path cannot be read.
+        UnreadableFile: By every method that takes one image, by `rank` and by `embed_folder`: a
+            path cannot be read.
     """
 
     def __init__(
@@ -91,6 +92,8 @@ class Foveal:
     ) -> list[Embedding | ClientError]:
         """Embed the images in one request; `stack` makes an array of the answers.
 
+        Where none of them can be read, nothing is sent.
+
         Returns:
             For each image in order its embedding, or its own error as a value.
         """
@@ -106,14 +109,12 @@ class Foveal:
         """
 
         def embed(group: list[Image]) -> list[tuple[Image, Embedding | ClientError]]:
-            loaded = load_each(group)
-            sent = payloads(loaded)
-            answers = self.embed(sent, **options) if sent else []
+            answers = self.embed(group, **options)
             while again := turned_away(answers):
-                later = self.embed([sent[index] for index in again], **options)
+                later = self.embed([group[index] for index in again], **options)
                 for index, answer in zip(again, later, strict=True):
                     answers[index] = answer
-            return list(zip(group, merge(loaded, answers), strict=True))
+            return list(zip(group, answers, strict=True))
 
         limits = self._batching
         groups = batches(images, limits.images, limits.size)
@@ -219,7 +220,9 @@ class Foveal:
         """Delete a collection and all its items."""
         self._run(calls.drop_collection(collection))
 
-    def _run(self, call: Call[T]) -> T:
+    def _run(self, call: Call[T] | Known[T]) -> T:
+        if isinstance(call, Known):
+            return call.answer
         attempts = Attempts(self._retries)
         while True:
             outcome: Outcome

@@ -117,7 +117,7 @@ def obstacle(bundle: Bundle, instructions: Collection[str], choice: Choice) -> s
     engine, precision = choice
     module, extra = MODULES[engine]
     if importlib.util.find_spec(module) is None:
-        return f"the engine {engine} is not installed: pip install 'foveal[{extra}]'"
+        return _not_installed(engine, extra)
     needed = INSTRUCTIONS[precision]
     if needed and needed.isdisjoint(instructions):
         return f"this processor has no {precision}: it lacks {' or '.join(sorted(needed))}"
@@ -155,7 +155,7 @@ def build(bundle: Bundle, choice: Choice, settings: Settings) -> Engine:
 
 def _on_triton(bundle: Bundle, settings: Settings) -> Engine:
     if importlib.util.find_spec("tritonclient") is None:
-        raise EngineUnavailable("the engine triton is not installed: pip install 'foveal[triton]'")
+        raise EngineUnavailable(_not_installed("triton", "triton"))
     if settings.precision != AUTO:
         raise EngineUnavailable(
             f"the engine triton runs what its server was given; leave precision at {AUTO}"
@@ -172,6 +172,10 @@ def _on_triton(bundle: Bundle, settings: Settings) -> Engine:
     return TritonEngine(
         bundle, settings.triton_urls, shared_memory=settings.triton_shared_memory, tls=tls
     )
+
+
+def _not_installed(engine: str, extra: str) -> str:
+    return f"the engine {engine} is not installed: in the checkout, pip install -e '.[{extra}]'"
 
 
 def _has_cuda() -> bool:

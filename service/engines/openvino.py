@@ -142,7 +142,8 @@ def _core() -> Any:
         return importlib.import_module("openvino").Core()
     except ModuleNotFoundError:
         raise EngineUnavailable(
-            "OpenVINO is not installed: pip install 'foveal[openvino]', or take another engine"
+            "OpenVINO is not installed: in the checkout, pip install -e '.[openvino]'; or take "
+            "another engine"
         ) from None
 
 

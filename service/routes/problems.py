@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 
 from service.errors import BodyTimeout, FovealError, InvalidOption
+from service.routes.bodies import BodiesTooLarge
 from service.routes.body import BodyTooLarge, LingeringResponse
 
 MEDIA_TYPE = "application/problem+json"
@@ -29,6 +30,7 @@ MAX_FAULT = 300  # characters
 MAX_NAME = 100  # characters
 
 
+UNREAD = (BodyTooLarge, BodiesTooLarge, BodyTimeout)  # the rest may still be on its way
 EXPECTED = (FovealError, RequestValidationError, HTTPException, ClientDisconnect)
 
 
@@ -48,7 +50,11 @@ def render(error: FovealError, path: str) -> Response:
     if len(error.detail) > MAX_DETAIL:
         error = copy(error)
         error.detail = shortened(error.detail, MAX_DETAIL)
-    kind = LingeringResponse if isinstance(error, BodyTooLarge | BodyTimeout) else Response
+    kind = (
+        LingeringResponse
+        if isinstance(error, BodyTooLarge | BodyTimeout | BodiesTooLarge)
+        else Response
+    )
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if path.startswith("/v1/"):
         # OpenAI's clients know a bad input by 400 alone.
@@ -85,12 +91,13 @@ async def answer(request: Request, error: Exception) -> Response:
 def _methods(request: Request) -> set[str]:
     """The documented methods at this path; the router itself tells those of one route."""
     paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
-    return {
+    found = {
         method.upper()
         for template, methods in paths.items()
         if compile_path(template)[0].match(request.scope["path"])
         for method in methods
     }
+    return found | {"HEAD"} if "GET" in found else found
 
 
 class _NoSuchRoute(FovealError):
@@ -126,7 +133,8 @@ def require_known(names: Collection[str], known: Collection[str]) -> None:
     if more := len(unknown) - len(told):
         told.append(f"and {more} more")
     raise InvalidOption(
-        f"Unknown option {', '.join(told)}; the options are {', '.join(sorted(known))}."
+        f"Unknown option {', '.join(told)}; images go into `images`, and the options are "
+        f"{', '.join(sorted(known))}."
     )
 
 

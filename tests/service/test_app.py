@@ -32,6 +32,7 @@ def test_an_unknown_route_and_a_wrong_method_are_problems(client: httpx.Client) 
     wrong = client.get("/embed")
     assert_problem(wrong, 405, "method_not_allowed")
     assert wrong.headers["allow"] == "POST"
+    assert client.put("/livez").headers["allow"] == "GET, HEAD"
 
 
 def test_a_defect_is_a_500_that_tells_nothing(app, client: httpx.Client) -> None:

@@ -166,7 +166,8 @@ def test_parquet_without_pyarrow_names_the_extra(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     ended = foveal("embed", folder, "--out", folder / "v.parquet")
     assert ended.exit_code == 1
-    assert ended.stderr.startswith("foveal: Parquet needs pyarrow: pip install 'foveal[parquet]'")
+    install = "in the checkout, pip install -e '.[parquet]'; or write .npz or .jsonl"
+    assert ended.stderr == f"foveal: Parquet needs pyarrow: {install}\n"
     assert not list(folder.glob("v.*"))
 
 

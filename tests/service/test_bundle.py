@@ -75,6 +75,16 @@ def test_a_file_outside_the_bundle_is_never_read(copy):
 def test_a_missing_folder_or_file_is_named(copy, tmp_path):
     with pytest.raises(BundleError, match=r"holds no bundle\.json"):
         Bundle.load(tmp_path)
+    with pytest.raises(BundleError, match=r"model\.onnx is not a bundle"):
+        Bundle.load(copy / GRAPH)
     (copy / GRAPH).unlink()
     with pytest.raises(BundleError, match=r"lacks model\.onnx"):
+        Bundle.load(copy)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, GRAPH])
+def test_a_file_that_cannot_be_read_is_told_with_the_reason(copy, name):
+    (copy / name).unlink()
+    (copy / name).mkdir()  # no mode keeps root from reading a file
+    with pytest.raises(BundleError, match=f"{copy / name}: Is a directory"):
         Bundle.load(copy)

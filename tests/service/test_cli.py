@@ -85,6 +85,10 @@ def test_each_start_up_error_is_one_clear_line(bundle: Bundle, tmp_path: Path) -
             f"127.0.0.1:{port}": foveal("serve", *model, "--port", port),
             "damaged": foveal("serve", *model, "--model", damaged),
             "holds no bundle.json": foveal("serve", *model, "--model", tmp_path),
+            "model.onnx is not a bundle": foveal(
+                "serve", *model, "--model", damaged / "model.onnx"
+            ),
+            "repository: /nowhere": foveal("serve", *model, FOVEAL_REPOSITORY="/nowhere"),
             "cannot be kept": foveal("serve", *model, "--data", "/proc/nothing"),
             "keys_file: line 1": foveal("serve", *model, FOVEAL_KEYS_FILE=str(keys)),
             "keys_file: /nowhere": foveal("serve", *model, FOVEAL_KEYS_FILE="/nowhere"),

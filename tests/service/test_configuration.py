@@ -60,6 +60,29 @@ def test_a_wrong_line_of_the_file_is_named(
     assert told in str(raised.value)
 
 
+def test_a_wrong_setting_is_told_without_those_that_are_worked_out_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FOVEAL_PORT", "abc")
+    with pytest.raises(SettingsUnusable, match="port: ") as raised:
+        configuration.read({})
+    assert "threads" not in str(raised.value)
+    assert ";" not in str(raised.value)
+
+
+def test_a_tilde_is_the_home_wherever_no_shell_expands_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "foveal.toml").write_text('data = "~/index"\nrepository = "~nobody-here/models"\n')
+    monkeypatch.setenv("FOVEAL_CONFIG", "~/foveal.toml")
+    with pytest.raises(SettingsUnusable, match="repository: no home is known for this ~; write"):
+        configuration.read({})
+    settings = configuration.read({"repository": "~/models"}).settings
+    assert settings.data == tmp_path / "index"
+    assert settings.repository == tmp_path / "models"
+
+
 def test_the_key_of_the_client_is_no_unknown_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOVEAL_API_KEY", "secret")
     assert configuration.read({}).settings.port == 8000

@@ -73,6 +73,18 @@ def test_the_default_and_the_repository_are_served_by_name(settings: Settings) -
     run(settings, use)
 
 
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [("nowhere", "No such file or directory"), ("tiny/bundle.json", "Not a directory")],
+)
+def test_a_repository_that_is_no_folder_is_refused_at_start(
+    settings: Settings, tmp_path: Path, place: str, reason: str
+) -> None:
+    wrong = settings.model_copy(update={"repository": tmp_path / place})
+    with pytest.raises(BundleError, match=f"repository: {tmp_path / place}: {reason}; name a fol"):
+        Models(wrong)
+
+
 def test_a_new_version_takes_over_and_the_memory_of_the_old_is_freed(settings: Settings) -> None:
     async def use(models: Models) -> None:
         old, before = models["other"].digest, await embed(models["other"])

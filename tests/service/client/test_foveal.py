@@ -95,9 +95,45 @@ def test_what_concerns_the_whole_call_is_raised(foveal: Any) -> None:
         foveal.embed([photograph(), photograph(1)], size=7)
 
 
-def test_a_file_that_is_not_there_is_told_before_anything_is_sent(foveal: Any) -> None:
+def test_a_file_that_is_not_there_is_told_before_anything_is_sent(connect: Connect) -> None:
+    nobody = connect("http://127.0.0.1:9")
     with pytest.raises(UnreadableFile, match="No such file"):
-        foveal.embed("nowhere.jpg")
+        nobody.attention("nowhere.jpg")
+    for images in ("nowhere.jpg", ["nowhere.jpg", "neither.jpg"]):
+        for answers in (nobody.embed(images), nobody.add_items("birds", images)):
+            assert len(answers) == (1 if isinstance(images, str) else 2)
+            assert all(isinstance(answer, UnreadableFile) for answer in answers)
+
+
+def test_a_file_that_is_not_there_costs_the_other_images_nothing(
+    foveal: Any, tmp_path: Path
+) -> None:
+    gone = tmp_path / "gone.jpg"
+    images = [gone, photograph(0), BROKEN, gone, photograph(1)]
+    answers = foveal.embed(images)
+    expected = stack(foveal.embed([images[1], images[4]]))
+    assert [type(answers[index]) for index in (0, 2, 3)] == [
+        UnreadableFile,
+        InvalidInput,
+        UnreadableFile,
+    ]
+    assert np.array_equal(stack([answers[1], answers[4]]), expected)
+
+    metadata = [{"number": number} for number in range(5)]
+    ids = foveal.add_items("gone", images, ids=list("abcde"), metadata=metadata)
+    assert [entry if isinstance(entry, str) else None for entry in ids] == [
+        *(None, "b", None, None, "e"),
+    ]
+    item = foveal.get_item("gone", "e")
+    assert item.metadata == {"number": 4}
+    assert np.array_equal(item.vector, expected[1])
+    only_broken = foveal.embed([BROKEN, gone])
+    assert [type(answer) for answer in only_broken] == [InvalidInput, UnreadableFile]
+
+
+def test_ids_that_are_too_many_are_refused_beside_a_file_that_is_not_there(foveal: Any) -> None:
+    with pytest.raises(InvalidInput, match="ids"):
+        foveal.add_items("gone", [photograph(0), "gone.jpg", photograph(1)], ids=list("abcd"))
 
 
 def test_many_images_are_answered_in_order_and_none_is_lost(
@@ -139,6 +175,13 @@ def test_a_folder_is_searched_for_images(
     assert "100%" in capsys.readouterr().err
     list(foveal.embed_folder(tmp_path, progress=False))
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["nowhere", "file"])
+def test_what_is_no_folder_is_told(foveal: Any, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UnreadableFile, match=f"{tmp_path / name}: there is no such folder"):
+        list(foveal.embed_folder(tmp_path / name))
 
 
 def test_attention_comes_as_arrays(foveal: Any, client: httpx.Client) -> None:

@@ -124,7 +124,8 @@ def test_an_engine_that_is_not_installed_names_its_extra(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, engine: str, module: str, extra: str
 ) -> None:
     monkeypatch.setattr(choosing.importlib.util, "find_spec", {module: None}.get)
-    message = f"the engine {engine} is not installed: pip install 'foveal[{extra}]'"
+    install = f"in the checkout, pip install -e '.[{extra}]'"
+    message = f"the engine {engine} is not installed: {install}"
     assert obstacle(bundle, set(), (engine, "fp32")) == message
 
 
@@ -191,5 +192,5 @@ def test_triton_that_is_not_installed_names_its_extra(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choosing.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(EngineUnavailable, match=r"pip install 'foveal\[triton\]'"):
+    with pytest.raises(EngineUnavailable, match=r"pip install -e '\.\[triton\]'"):
         choose(bundle, TRITON)

@@ -138,7 +138,7 @@ except EngineUnavailable as error:
 def test_where_it_is_not_installed_the_extra_is_named(bundle: Bundle) -> None:
     command = [sys.executable, "-c", NOT_INSTALLED, bundle.path]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "pip install 'foveal[openvino]'" in said
+    assert "in the checkout, pip install -e '.[openvino]'" in said
 
 
 def test_memory_does_not_grow_with_the_shapes_seen(bundle: Bundle) -> None:

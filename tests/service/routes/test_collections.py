@@ -62,6 +62,13 @@ def test_many_images_are_kept_and_failures_reported(client: httpx.Client) -> Non
     assert_problem(client.get("/collections/photos/items/b"), 404, "not_found")
 
 
+@pytest.mark.parametrize("ids", ["x,y", '["x", "y"]'])
+def test_a_form_names_its_images_by_commas_or_json(client: httpx.Client, ids: str) -> None:
+    parts = [("images", photograph(0)), ("images", photograph(1))]
+    answer = client.post("/collections/form/items", files=parts, data={"ids": ids})
+    assert [item["id"] for item in answer.json()["items"]] == ["x", "y"]
+
+
 def test_without_ids_the_bytes_give_them(client: httpx.Client) -> None:
     photos = [photograph(0), photograph(1)]
     answer = client.post(
