@@ -91,7 +91,7 @@ async def embed_here(settings: Settings, options: EmbedOptions, files: Sequence[
         try:
             data = await asyncio.to_thread(_read, file, settings.max_image_bytes)
             found = await model.pipeline.run(data, view, outputs, never)
-        except (OSError, FovealError) as error:
+        except Exception as error:  # whatever it is, it is this image's alone
             return file, error
         vector = pool(found, options.pooling)
         return file, Embedding(unit(vector) if options.normalize else vector, **model.served)

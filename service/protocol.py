@@ -69,6 +69,7 @@ class Protocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._refusal: FovealError | None = None
         self._in_headers = False
+        self._begun = False  # whether headers begin in this read
         self._earlier = 0  # bytes of these headers that came in reads before this one
         self._read = 0  # bytes of this read
 
@@ -95,13 +96,15 @@ class Protocol(HttpToolsProtocol):
         if self._refusal:
             return
         self._read = len(data)
+        self._begun = False
         self._unset_keepalive_if_required()
         try:
             self._parse(data)
         except httptools.HttpParserError:
             self._refuse(self._refusal or MalformedRequest("This is not HTTP/1.1."))
         if self._in_headers:
-            self._earlier += len(data)
+            # Of a read that also holds other requests, only what is this one's.
+            self._earlier = self._header_bytes() if self._begun else self._earlier + len(data)
             if self._earlier > self._settings.max_header_bytes:
                 self._refuse(self._too_large())
         answered = self.cycle is None or self.cycle.response_complete
@@ -113,6 +116,7 @@ class Protocol(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         self._in_headers = True
+        self._begun = True
         self._earlier = 0
 
     def on_headers_complete(self) -> None:

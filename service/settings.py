@@ -110,13 +110,23 @@ class Settings(BaseSettings):
     )
     max_images: int = Field(64, gt=0, description="Most images in one request.")
     max_queue: int = Field(1024, gt=0, description="Most images waiting for the model.")
-    body_timeout: float = Field(10.0, gt=0, description="Seconds for a request's bytes to arrive.")
-    request_timeout: float = Field(30.0, gt=0, description="Seconds for a request's answer.")
+    body_timeout: float = Field(
+        10.0, gt=0, allow_inf_nan=False, description="Seconds for a request's bytes to arrive."
+    )
+    request_timeout: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="Seconds for a request's answer."
+    )
     header_timeout: float = Field(
-        10.0, gt=0, description="Seconds for headers to arrive; less under slow attacks."
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds for headers to arrive; less under slow attacks.",
     )
     write_timeout: float = Field(
-        10.0, gt=0, description="Seconds in which a client must take some of what waits for it."
+        10.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds in which a client must take some of what waits for it.",
     )
     max_header_bytes: int = Field(
         32_768, gt=0, description="Largest headers, the path included; more for huge cookies."
@@ -166,7 +176,10 @@ class Settings(BaseSettings):
         "by commas: 10.1.2.0/24 for a private image store.",
     )
     url_timeout: float = Field(
-        5.0, gt=0, description="Seconds for one URL; more if images come from far away."
+        5.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds for one URL; more if images come from far away.",
     )
     url_concurrency: int = Field(
         16, gt=0, description="Most URLs fetched at once; each may hold an image in memory."
@@ -176,7 +189,10 @@ class Settings(BaseSettings):
         86_400.0, ge=0.001, description="Seconds that Redis keeps an output; less if it is full."
     )
     cache_redis_timeout: float = Field(
-        0.05, gt=0, description="Seconds a request waits for Redis; more if Redis is far away."
+        0.05,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds a request waits for Redis; more if Redis is far away.",
     )
     redis_url: SecretStr | None = Field(
         None, description="Redis that several gateways share: redis://user:password@host:6379/0."
@@ -187,7 +203,10 @@ class Settings(BaseSettings):
         "redis_url, which several gateways may share.",
     )
     index_timeout: float = Field(
-        5.0, gt=0, description="Seconds that Redis may take to search or to keep items."
+        5.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds that Redis may take to search or to keep items.",
     )
 
     @model_validator(mode="after")

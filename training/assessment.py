@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from service.bundle import InputSpec
 from training import checkpoint
 from training.build import build
 from training.config import Recipe
 from training.data.sources import DataError, open_source
 from training.evaluation.features import Report, raw_pixels
-from training.evaluation.validation import Validation, input_spec
+from training.evaluation.validation import Validation
 from training.models.backbone import Backbone
 
 HELD_OUT = ("val", "test")
@@ -45,14 +46,20 @@ def load_trained(path: Path) -> Trained:
         CheckpointError: It cannot be read, or is of something else.
         RecipeError: Its recipe is of another version.
     """
-    state = checkpoint.load(path)
-    if not {"recipe", "objective", "step"} <= state.keys():
+    state: Any = checkpoint.load(path)
+    if not isinstance(state, dict) or not {"recipe", "objective", "step"} <= state.keys():
         raise checkpoint.CheckpointError(
             f"{path} is no checkpoint of `foveal-train run`; `foveal-train import` reads others"
         )
     recipe = Recipe.check(state["recipe"], str(path))
     objective = build(recipe)
-    objective.load_state_dict(state["objective"])
+    try:
+        objective.load_state_dict(state["objective"])
+    except (RuntimeError, TypeError):
+        raise checkpoint.CheckpointError(
+            f"{path} is of another version of foveal-train, whose networks have other weights; "
+            "use that one"
+        ) from None
     return Trained(recipe, state["step"], objective.backbone.eval())
 
 
@@ -60,15 +67,15 @@ class Assessment:
     """Measures k-NN accuracies in percent, from labelled training images to held-out ones.
 
     Args:
-        recipe: Says how an image becomes the model's input.
+        recipe: Of the model.
         data: Folder with train/ and val/ (or test/), or an .npz file with both.
-        size: Side of the centre crop in pixels.
+        spec: How an image becomes the model's input.
         k: Neighbours that vote.
     """
 
-    def __init__(self, recipe: Recipe, data: str, size: int, k: int) -> None:
+    def __init__(self, recipe: Recipe, data: str, spec: InputSpec, k: int) -> None:
         train, held_out = (open_source(s, recipe.pixels.channels) for s in splits(data))
-        self.validation = Validation(train, held_out, input_spec(recipe, size), k)
+        self.validation = Validation(train, held_out, spec, k)
 
     @property
     def images(self) -> int:

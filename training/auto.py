@@ -45,11 +45,12 @@ def resolve(recipe: Recipe, images: int) -> tuple[Recipe, list[str]]:
         )
     if recipe.teacher.momentum == "auto":
         steps = images // recipe.batch_size
-        exact = 1.0 - 1.0 / max(1.0, EPOCH_SHARE * steps)
+        span = max(1.0, EPOCH_SHARE * steps)
+        exact = 1.0 - 1.0 / span
         teacher["momentum"] = momentum = round(min(max(exact, MOMENTA[0]), MOMENTA[1]), 5)
         arithmetic.append(
             f"teacher.momentum = {momentum}: an average over {EPOCH_SHARE} epochs of {steps:,} "
-            f"steps is 1 - 1 / {EPOCH_SHARE * steps:.0f}, kept within {MOMENTA[0]} and {MOMENTA[1]}"
+            f"steps is 1 - 1 / {span:.0f}, kept within {MOMENTA[0]} and {MOMENTA[1]}"
         )
     if recipe.teacher.temperature == "auto":
         exact = interpolate(TEMPERATURES, images)

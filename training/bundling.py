@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import DownloadColumn, Progress
 
 from service.bundle import Bundle, BundleError, Evaluation
 from training.assessment import Assessment, Floor, Trained, load_trained, splits
 from training.data.sources import open_source
-from training.download import PUBLISHED, obtain, recorded
+from training.download import PUBLISHED, obtain, recorded, require_known
+from training.evaluation import validation
 from training.evaluation.validation import Validation
-from training.export.imported import import_bundle
-from training.export.onnx import input_spec, write_bundle
+from training.export.imported import import_bundle, usable_name
+from training.export.onnx import describe, input_spec, write_bundle
 from training.models.shapes import some
 
 if TYPE_CHECKING:
@@ -27,8 +29,22 @@ console = Console(stderr=True)
 PLANS = Path("~/.cache/foveal/plans")
 
 Size = Annotated[
-    int, typer.Option(help="Side of the centre crop in pixels; larger shows more and costs more.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="Side of the centre crop in pixels; larger shows more and costs more.",
+        show_default="as the run evaluates",
+    ),
 ]
+Resize = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Short side before the crop; nearer to the crop's side shows more.",
+        show_default="as the run evaluates, else 256/224 of the size",
+    ),
+]
+Channels = tuple[float, float, float]
 Data = Annotated[
     str, typer.Option(help="Folder with train/ and val/ (or test/), a sub-folder a class; or .npz.")
 ]
@@ -45,7 +61,11 @@ def export(
     licence: Annotated[
         str | None, typer.Option(help="Of a checkpoint's weights; the data may decide it.")
     ] = None,
-    size: Size = 128,
+    size: Size = None,
+    resize: Resize = None,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name.", show_default="the recipe's")
+    ] = None,
     note: Annotated[str, typer.Option(help="What else the card should say of the run.")] = "",
     triton: Annotated[
         Path | None, typer.Option(help="Triton's model repository, which the bundle is added to.")
@@ -68,7 +88,7 @@ def export(
                 "a checkpoint becomes a bundle with --out, --data and --licence",
                 param_hint="SOURCE",
             )
-        bundle = _bundle_of(source, out, data, licence, size, note)
+        bundle = _bundle_of(source, out, data, licence, size, resize, name, note)
     if triton is not None:
         bundle = _to_triton(bundle, triton, builder, data)
     _describe(bundle)
@@ -84,8 +104,8 @@ def measure(
     """Add an int8 graph to a bundle, measure each precision and write both into it."""
     loaded = Bundle.load(bundle)
     train, held_out = map(open_source, splits(data))
-    validation = Validation(train, held_out, loaded.manifest.input, k=20, most=most)
-    _describe(_with_precisions(loaded, validation, Path(data).name, most))
+    shown = Validation(train, held_out, loaded.manifest.input, k=20, most=most)
+    _describe(_with_precisions(loaded, shown, Path(data).name, most))
 
 
 def import_(
@@ -97,8 +117,28 @@ def import_(
     licence: Annotated[
         str | None, typer.Option(help="Of the weights; DINO's own are under Apache-2.0.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="The model's name. [the source's]")] = None,
-    size: Size = 224,
+    name: Annotated[
+        str | None, typer.Option(help="The model's name.", show_default="the source's")
+    ] = None,
+    size: Annotated[int, typer.Option(min=1, help="Side of the centre crop in pixels.")] = 224,
+    heads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of every block; name them where the source has no config.json.",
+            show_default="config.json's, else the published width's",
+        ),
+    ] = None,
+    mean: Annotated[
+        Channels | None,
+        typer.Option(
+            help="Of red, green and blue in the training images, from 0 to 1.",
+            show_default="the source's files, else ImageNet's",
+        ),
+    ] = None,
+    std: Annotated[
+        Channels | None, typer.Option(help="Their deviation.", show_default="like mean")
+    ] = None,
     checksum: Annotated[
         str | None, typer.Option(help="sha256 that the file must have; name it if you know it.")
     ] = None,
@@ -107,11 +147,25 @@ def import_(
     ),
 ) -> None:
     """Make a bundle of a published checkpoint: its authors', timm's or Hugging Face's."""
+    require_known(source)
     licence = licence or ("Apache-2.0" if source in PUBLISHED else None)
     if licence is None:
         raise typer.BadParameter("name the licence of the weights", param_hint="--licence")
+    if (mean is None) != (std is None):
+        raise typer.BadParameter("name both or neither", param_hint="--mean, --std")
     path = _obtain(source, cache.expanduser(), checksum)
-    bundle = import_bundle(path, out, name=name, size=size, licence=licence, source=source)
+    bundle = import_bundle(
+        path,
+        out,
+        name=name,
+        size=size,
+        licence=licence,
+        source=source,
+        heads=heads,
+        normalisation=(mean, std) if mean and std else None,
+    )
+    spec = bundle.manifest.input
+    typer.echo(f"{bundle.manifest.heads} heads, mean {spec.mean}, std {spec.std}")
     if left_over := bundle.manifest.training["left_over"]:
         typer.echo(f"left over, not needed: {some(left_over)}")
     _describe(bundle)
@@ -125,38 +179,48 @@ def measured(assessment: Assessment, trained: Trained, instead: Floor | None) ->
 
 
 def _bundle_of(
-    checkpoint: Path, out: Path, data: str, licence: str, size: int, note: str
+    checkpoint: Path,
+    out: Path,
+    data: str,
+    licence: str,
+    size: int | None,
+    resize: int | None,
+    name: str | None,
+    note: str,
 ) -> Bundle:
     trained = load_trained(checkpoint)
     recipe = trained.recipe
-    spec = input_spec(trained.backbone, size, recipe.pixels.mean, recipe.pixels.std)
-    assessment = Assessment(recipe, data, size, k=20)
-    name = Path(data).name
-    command = f"foveal-train evaluate CHECKPOINT --data {name} --size {size}"
-    evaluation = [
+    seen = validation.input_spec(recipe, size, resize)
+    data_name = Path(data).name
+    fields: dict[str, Any] = {
+        "name": name or usable_name(recipe.name),
+        "architecture": recipe.model.architecture,
+        "spec": input_spec(trained.backbone, seen.crop, seen.mean, seen.std, seen.resize),
+        "training": {
+            "data": data_name,
+            "steps": trained.step,
+            "recipe": recipe.model_dump(mode="json", exclude={"data": True, "evaluation": True}),
+            **({"note": note} if note else {}),
+        },
+        "licence": licence,
+    }
+    # What no bundle can be is told before the measuring, which may take hours.
+    describe(trained.backbone, **fields, evaluation=())
+    assessment = Assessment(recipe, data, seen, k=20)
+    command = (
+        f"foveal-train evaluate CHECKPOINT --data {data_name} --size {seen.crop} "
+        f"--resize {seen.resize}"
+    )
+    evaluation = tuple(
         Evaluation(
             name="20-NN top-1, %" + (f", {instead}" if instead else ""),
             value=round(measured(assessment, trained, instead), 2),
             command=command + (f" --instead {instead}" if instead else ""),
         )
         for instead in (None, *Floor)
-    ]
-    bundle = write_bundle(
-        out,
-        trained.backbone,
-        name=recipe.name,
-        architecture=recipe.model.architecture,
-        spec=spec,
-        training={
-            "data": name,
-            "steps": trained.step,
-            "recipe": recipe.model_dump(mode="json", exclude={"data": True, "evaluation": True}),
-            **({"note": note} if note else {}),
-        },
-        evaluation=tuple(evaluation),
-        licence=licence,
     )
-    return _with_precisions(bundle, assessment.validation, name)
+    bundle = write_bundle(out, trained.backbone, **fields, evaluation=evaluation)
+    return _with_precisions(bundle, assessment.validation, data_name)
 
 
 def _tensorrt() -> Builder:
@@ -184,7 +248,7 @@ def _to_triton(
 
 def _obtain(source: str, cache: Path, checksum: str | None) -> Path:
     with Progress(*Progress.get_default_columns(), DownloadColumn(), console=console) as bar:
-        task = bar.add_task(source, total=None, visible=False)
+        task = bar.add_task(escape(source), total=None, visible=False)
 
         def report(done: int, total: int | None) -> None:
             bar.update(task, completed=done, total=total, visible=True)
@@ -203,8 +267,8 @@ def _with_precisions(
     except ModuleNotFoundError as error:
         # Only this needs ONNX Runtime: a machine that trains may lack it.
         raise BundleError(
-            f"{bundle.path} stays without measured precisions: {error}; install foveal[cpu], then "
-            "`foveal-train measure`"
+            f"{bundle.path} stays without measured precisions: {error}; in the checkout, "
+            "pip install -e '.[cpu]', then `foveal-train measure`"
         ) from None
     command = f"foveal-train measure BUNDLE --data {data}" + (f" --most {most}" if most else "")
     with Progress(console=console) as bar:

@@ -1,141 +1,48 @@
-"""`foveal-train`: run a recipe, evaluate a checkpoint, export, import or measure a bundle."""
+"""`foveal-train` as a process: its commands, and one line where the user can mend what failed."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
 
-from service.bundle import BundleError
-from training import config, distributed
-from training.assessment import Assessment, Floor, load_trained
-from training.auto import resolve
-from training.bundling import Data, Size, export, import_, measure, measured
-from training.checkpoint import CheckpointError
-from training.config import Recipe, RecipeError
-from training.data.sources import DataError
-from training.data.workers import MOST, usual_count
-from training.devices import DeviceError, choose_device
-from training.download import DownloadError
-from training.progress import progress
 from training.stopping import Stopped
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 console = Console(stderr=True)
-
-CheckpointPath = Annotated[Path, typer.Argument(help="A checkpoint that `run` wrote.")]
-RecipeName = Annotated[str, typer.Argument(help="Name of a recipe, or the path of a .yaml file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key=value, for example epochs=10 optimizer.lr=1e-3")
-]
-
-
-@app.command()
-def run(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of the run; the run in it goes on.", show_default="runs/NAME"),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, ...; name one to leave the accelerator alone.")
-    ] = "auto",
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Processes that read images; raise if the model waits, lower if memory is short.",
-            show_default=f"on GPUs all cores but one each, at most {MOST}; on a CPU 1",
-        ),
-    ] = None,
-    save_every: Annotated[
-        int, typer.Option(min=1, help="Steps between checkpoints; raise if writing takes long.")
-    ] = 100,
-    keep: Annotated[
-        int, typer.Option(min=1, help="Last checkpoints to keep; raise to go back in time.")
-    ] = 1,
-) -> None:
-    """Train a model. Start it by torchrun for several processes."""
-    # What only training needs takes as long to import as all else.
-    from training.loop import RunOptions, train
-
-    loaded = Recipe.load(recipe, tuple(overrides or ()))
-    chosen = choose_device(device)
-    options = RunOptions(
-        out=out or Path("runs") / loaded.name,
-        device=chosen,
-        workers=usual_count(chosen) if workers is None else workers,
-        save_every=save_every,
-        keep=keep,
-    )
-    with distributed.processes(options.device), progress(console) as bar:
-        last = train(loaded, options, bar)
-        if distributed.rank() == 0:
-            typer.echo(last)
-
-
-@app.command()
-def explain(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    images: Annotated[
-        int | None, typer.Option(min=1, help="Training images; name it to see what `auto` becomes.")
-    ] = None,
-) -> None:
-    """Print every key of a recipe, its value, and when to change it."""
-    loaded = Recipe.load(recipe, tuple(overrides or ()))
-    if images is not None:
-        loaded, arithmetic = resolve(loaded, images)
-        for line in arithmetic:
-            typer.echo(line)
-    table = Table("key", "value", "when to change it", box=None)
-    for key, value, when in config.describe(loaded):
-        table.add_row(key, value, when)
-    Console().print(table)
-
-
-@app.command()
-def evaluate(
-    checkpoint: CheckpointPath,
-    data: Data,
-    size: Size = 128,
-    k: Annotated[int, typer.Option(min=1, help="Neighbours that vote; 20 is the papers'.")] = 20,
-    instead: Annotated[
-        Floor | None, typer.Option(help="A floor to evaluate instead of the trained model.")
-    ] = None,
-) -> None:
-    """Print the k-NN accuracy of the teacher's backbone, in percent."""
-    trained = load_trained(checkpoint)
-    assessment = Assessment(trained.recipe, data, size, k)
-    typer.echo(f"{measured(assessment, trained, instead):.2f}")
-
-
-app.command()(export)
-app.command()(measure)
-app.command("import")(import_)
 
 
 def main() -> None:
     """Run the command line; what the user can mend is one line and exit status 1."""
     try:
+        from training.commands import app
+    except ModuleNotFoundError as error:
+        # What serves a model does without torch.
+        raise _failed(f"{error}; in the checkout, pip install -e '.[training]'") from None
+    try:
         app()
     except Stopped as stopped:
         # All processes stop alike, so the first one speaks for them; an error may be one's own.
         if os.environ.get("RANK", "0") == "0":
-            console.print(f"{stopped}", highlight=False, soft_wrap=True)
+            console.print(escape(str(stopped)), highlight=False, soft_wrap=True)
         raise SystemExit(128 + stopped.number) from None
     except _mendable() as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
-        raise SystemExit(1) from None
+        raise _failed(str(error)) from None
+
+
+def _failed(message: str) -> SystemExit:
+    console.print(f"[red]error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+    return SystemExit(1)
 
 
 def _mendable() -> tuple[type[Exception], ...]:
     """What the user can mend; only an error that has come asks for it, and waits for imports."""
+    from service.bundle import BundleError
+    from training.checkpoint import CheckpointError
+    from training.config import RecipeError
+    from training.data.sources import DataError
+    from training.devices import DeviceError
+    from training.download import DownloadError
     from training.trainer import Diverged
 
     return (

@@ -75,14 +75,9 @@ def fetch(
             or the connection broke again and again; what came so far is kept for the next call.
     """
     url = PUBLISHED.get(source, source)
-    parts = urlsplit(url)
-    where = [parts.hostname or "", *unquote(parts.path).split("/")[1:]]
-    if parts.scheme not in ("http", "https") or len(where) == 1 or {"", ".", ".."} & {*where}:
-        known = ", ".join(PUBLISHED)
-        raise DownloadError(f"{source!r} is no address of a file and no name; known: {known}")
+    path = folder.joinpath(*_place(source))
     if expected is not None:
         _check_form(expected)
-    path = folder.joinpath(*where)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -101,6 +96,16 @@ def fetch(
     except (OSError, http.client.HTTPException) as error:
         raise DownloadError(f"{url}: {error}") from error
     return path
+
+
+def require_known(source: str) -> None:
+    """Refuse what `obtain` would, before more is asked about it.
+
+    Raises:
+        DownloadError: It is no path, no name in `PUBLISHED` and no address.
+    """
+    if not Path(source).exists():
+        _place(source)
 
 
 def obtain(
@@ -137,6 +142,16 @@ def recorded(path: Path) -> str | None:
     """The sha256 that a fetched file had, or None if it was never fetched."""
     record = _record(path)
     return record.read_text().split()[0] if record.exists() else None
+
+
+def _place(source: str) -> list[str]:
+    """Host and path of a name in `PUBLISHED` or of an address."""
+    parts = urlsplit(PUBLISHED.get(source, source))
+    place = [parts.hostname or "", *unquote(parts.path).split("/")[1:]]
+    if parts.scheme not in ("http", "https") or len(place) == 1 or {"", ".", ".."} & {*place}:
+        known = ", ".join(PUBLISHED)
+        raise DownloadError(f"{source!r} is no file, no address of one and no name; known: {known}")
+    return place
 
 
 def _record(path: Path) -> Path:

@@ -42,6 +42,7 @@ from service.redis import connect
 logger = logging.getLogger(__name__)
 
 COLLECTIONS = "foveal:collections"
+DROPPED = "foveal:dropped"  # indices that are listed no more, and may still be there
 EVERY = "every"  # a tag that each item has
 NEIGHBOURS = 32
 BUILD_BREADTH = 128
@@ -58,6 +59,7 @@ return 1
 """
 DROP = """
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('SADD', KEYS[2], ARGV[3])
 return redis.call('HDEL', KEYS[1], ARGV[1])
 """
 
@@ -201,10 +203,23 @@ class RedisIndex:
 
     async def _drop(self, collection: str) -> None:
         async with self._answering():
+            await self._sweep()
             held = await self._require(collection)
-            if not await self._drop_script([COLLECTIONS], [collection, held.entry]):
+            arguments = [collection, held.entry, held.index]
+            if not await self._drop_script([COLLECTIONS, DROPPED], arguments):
                 raise no_collection(collection)
-            await self._redis.execute_command("FT.DROPINDEX", held.index, "DD")
+            await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Remove what was dropped, here or by a gateway that was not heard to the end."""
+        for index in await self._redis.smembers(DROPPED):
+            try:
+                await self._redis.execute_command("FT.DROPINDEX", index, "DD")
+            except ResponseError:
+                # Another gateway may have been quicker.
+                if index in await self._redis.execute_command("FT._LIST"):
+                    raise
+            await self._redis.srem(DROPPED, index)
 
     async def _find(self, name: str) -> _Held | None:
         entry = await self._redis.hget(COLLECTIONS, name)
@@ -218,6 +233,7 @@ class RedisIndex:
 
     async def _create(self, name: str, digest: str, dim: int) -> None:
         """Make and list a collection, unless another gateway lists one first."""
+        await self._sweep()
         held = _Held(name, secrets.token_hex(8), digest, dim)
         graph: list[str | int] = ["TYPE", "FLOAT32", "DIM", dim, "DISTANCE_METRIC", "COSINE"]
         graph += ["M", NEIGHBOURS, "EF_CONSTRUCTION", BUILD_BREADTH]

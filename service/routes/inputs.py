@@ -31,6 +31,7 @@ from service.routes.gateway import Gateway
 from service.routes.multipart import parse_multipart
 from service.routes.problems import explain, require_known
 from service.schemas import Options
+from service.telemetry.record import count_image
 
 O = TypeVar("O", bound=Options)  # noqa: E741
 
@@ -138,6 +139,7 @@ async def arrived(request: Request, sources: list[Source | Link]) -> list[Source
         try:
             return await gateway.fetcher.fetch(source.url, allowance)
         except FovealError as error:
+            count_image()  # what was fetched counts as it is run
             return error
 
     async with Deadline(deadline(request, gateway.settings)):

@@ -11,7 +11,12 @@ let waiting = 0;
 const pictures = new Map();
 
 /** What the server says is wrong, in words. */
-class Problem extends Error {}
+class Problem extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
 
 async function post(path, options, body, signal) {
   const headers = {};
@@ -32,7 +37,7 @@ async function post(path, options, body, signal) {
   if (response.status === 401) element("key-field").hidden = false;
   const problem = await response.json().catch(() => ({}));
   const title = problem.title ?? `The server answered ${response.status}`;
-  throw new Problem(problem.detail ? `${title}: ${problem.detail}` : title);
+  throw new Problem(problem.detail ? `${title}: ${problem.detail}` : title, response.status);
 }
 
 /** Run one task with the page showing that it waits and, if it fails, why. */
@@ -145,8 +150,13 @@ function neighbour({ id, score, metadata }) {
 
 function findSimilar() {
   return attempt("Searching…", async () => {
-    const answer = await post("/similar", { collection: COLLECTION, k: 8 }, photograph);
-    const { results } = await answer.json();
+    const results = await post("/similar", { collection: COLLECTION, k: 8 }, photograph)
+      .then(async (answer) => (await answer.json()).results)
+      .catch((error) => {
+        // The first photograph that is added makes the collection.
+        if (error.status === 404) return [];
+        throw error;
+      });
     element("neighbours").replaceChildren(...results.map(neighbour));
     return results.length ? "" : "The collection is empty. Add some photographs first.";
   });

@@ -27,7 +27,7 @@ FOVEAL_TRAIN = Path(sys.executable).with_name("foveal-train")
 @pytest.fixture
 def checkpoint(tmp_path):
     torch.manual_seed(0)
-    model = VisionTransformer(16, 128, 2, 2, image_size=64).eval()
+    model = VisionTransformer(16, 192, 2, 3, image_size=64).eval()
     weights = {f"module.backbone.{name}": value for name, value in model.state_dict().items()}
     head = {"module.head.mlp.0.weight": torch.zeros(3, 3)}
     path = tmp_path / "Published.pth"
@@ -44,6 +44,7 @@ def test_the_command_writes_a_bundle_and_names_what_is_left_over(checkpoint, tmp
     ended = foveal_train(checkpoint, *options)
     assert ended.returncode == 0, ended.stderr
     assert "left over, not needed: head.mlp.0.weight" in ended.stdout
+    assert "3 heads, mean (0.485, 0.456, 0.406), std (0.229, 0.224, 0.225)" in ended.stdout
     bundle = Bundle.load(tmp_path / "bundle")
     assert bundle.manifest.name == "published"
     assert bundle.manifest.input.crop == 48

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
+from PIL import Image
 from typer.testing import CliRunner
 
 from service import embedding_files
@@ -19,6 +20,8 @@ from service.bundle import Bundle
 from service.cli import cli
 from service.client import Embedding, Foveal, stack
 from service.embedding_files import EmbeddingFile, FileRefused
+from service.engines.base import Outputs
+from service.engines.onnx import Graph
 from tests.bundles import DIM
 from tests.service.gateways import photograph
 
@@ -92,6 +95,26 @@ def test_a_folder_becomes_a_file_of_vectors(
         out.name,
         f"{out.name}.errors.jsonl",
     }
+
+
+def test_an_image_that_the_model_fails_on_is_left_out_and_listed(
+    bundle: Bundle, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (80, 120), "white").save(folder / "white.png")
+    run = Graph.__call__
+
+    def failing(graph: Graph, images: np.ndarray, outputs: tuple[str, ...]) -> Outputs:
+        if images.min() == 255:
+            raise MemoryError("no room")
+        return run(graph, images, outputs)
+
+    monkeypatch.setattr(Graph, "__call__", failing)
+    out = folder.parent / "vectors.npz"
+    ended = foveal("embed", folder, "--out", out, "--model", bundle.path)
+    assert ended.exit_code == 0, ended.stderr
+    assert len(npz(out)[0]) == 3
+    listed = map(json.loads, Path(f"{out}.errors.jsonl").read_text().splitlines())
+    assert {Path(failure["path"]).name for failure in listed} == {"broken.png", "white.png"}
 
 
 def test_options_change_the_vectors(bundle: Bundle, folder: Path) -> None:

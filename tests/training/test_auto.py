@@ -77,6 +77,12 @@ def test_each_number_found_is_explained():
         assert line.startswith(value)
 
 
+@pytest.mark.parametrize("images", [72, 1024])
+def test_the_arithmetic_shown_for_less_than_an_epochs_fifth_divides_by_one(images):
+    (momentum,) = (line for line in resolved(images)[1] if line.startswith("teacher.momentum"))
+    assert "1 - 1 / 1," in momentum
+
+
 def test_numbers_that_were_chosen_stay():
     recipe = Recipe.load("dino-vits16")
     assert resolve(recipe, 5_000) == (recipe, [])

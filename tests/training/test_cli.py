@@ -1,5 +1,8 @@
 """What a person sees who mistypes, mismatches or brings broken data: one line and exit status 1."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -178,3 +181,38 @@ def test_explain_shows_the_arithmetic_of_auto(foveal_train):
     )
     assert code == 0
     assert "head.prototypes = 2048" in printed
+
+
+@pytest.mark.parametrize("licence", [(), ("--licence", "MIT")])
+def test_a_mistyped_name_is_answered_with_the_names(foveal_train, tmp_path, licence):
+    code, printed = foveal_train("import", "dino_vits61", "--out", tmp_path / "out", *licence)
+    assert code == 1
+    assert "'dino_vits61' is no file" in printed
+    assert "known: dino_vits16, dino_vits8," in printed
+
+
+def test_what_is_known_is_asked_for_its_licence_before_it_is_fetched(foveal_train, tmp_path):
+    code, printed = foveal_train("import", "http://127.0.0.1:9/x.pth", "--out", tmp_path / "out")
+    assert code == 2
+    assert "name the licence" in printed
+
+
+def test_a_message_keeps_its_brackets(foveal_train, tmp_path):
+    code, printed = foveal_train(
+        "export",
+        tmp_path / "a[cpu].pt",
+        *("--out", tmp_path / "out", "--data", tmp_path, "--licence", "MIT"),
+    )
+    assert code == 1
+    assert "a[cpu].pt" in printed
+
+
+def test_without_torch_it_says_what_to_install():
+    program = "import sys; sys.modules['torch'] = None; from training.cli import main; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1, ended.stderr
+    assert "torch" in ended.stderr
+    assert "in the checkout, pip install -e '.[training]'" in ended.stderr

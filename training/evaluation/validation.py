@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from service.bundle import InputSpec
-from training.config import Recipe
+from training.config import Recipe, RecipeError
 from training.data.sources import DataError, Source
 from training.evaluation.features import Embedded, Report, embed
 from training.evaluation.knn import knn_accuracy
@@ -61,22 +61,34 @@ class Validation:
         return 100 * knn_accuracy(keys.features, labels, queries.features, expected, self.k)
 
 
-def input_spec(recipe: Recipe, size: int | None = None) -> InputSpec:
-    """How images are fitted for evaluation, by default with the protocol's 256 over 224.
+def input_spec(recipe: Recipe, size: int | None = None, resize: int | None = None) -> InputSpec:
+    """How images are fitted for evaluation.
 
     Args:
         recipe: Of the model.
-        size: Side of the crop; None takes the recipe's.
+        size: Side of the crop in pixels; None takes the recipe's.
+        resize: Short side before the crop; None takes the recipe's where the crop is the recipe's,
+            too, and else the protocol's, 256 over 224 of the crop.
+
+    Raises:
+        RecipeError: The size is no whole number of patches, or larger than the short side.
     """
     config = recipe.evaluation
-    resize = config.resize if size is None else None
-    size = size or config.size or recipe.crops.global_size
+    own = config.size or recipe.crops.global_size
+    size = size or own
+    resize = resize or (config.resize if size == own else None) or round(size * 256 / 224)
     # Only a ViT takes nothing but whole patches.
     vit = recipe.model.architecture.startswith("vit")
+    multiple = recipe.model.patch_size if vit else 1
+    if size % multiple:
+        near = max(1, round(size / multiple)) * multiple
+        raise RecipeError(f"size {size} is no multiple of the patch, {multiple} px; try {near}")
+    if resize < size:
+        raise RecipeError(f"resize {resize} is less than the crop's side; name {size} or more")
     return InputSpec(
-        resize=resize or round(size * 256 / 224),
+        resize=resize,
         crop=size,
-        multiple=recipe.model.patch_size if vit else 1,
+        multiple=multiple,
         mean=recipe.pixels.mean,
         std=recipe.pixels.std,
     )

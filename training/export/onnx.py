@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -53,21 +54,27 @@ def input_spec(
     size: int,
     mean: tuple[float, ...] = MEAN,
     std: tuple[float, ...] = STD,
+    resize: int | None = None,
 ) -> InputSpec:
-    """The published evaluation's input at any size: short side over crop are 256 over 224.
+    """How photographs become a model's input.
 
     Args:
         backbone: The model.
         size: Side of the centre crop in pixels.
         mean: Of each channel of the training images, in [0, 1].
         std: Their deviation.
+        resize: Length of the short side before the crop, at least `size`; by default the published
+            evaluation's, which has 256 over 224 of the size.
 
     Raises:
-        BundleError: The size is no positive multiple of the model's patch.
+        BundleError: The size is no positive multiple of the model's patch, or the normalisation
+            gives no numbers.
     """
     if size <= 0 or size % backbone.patch_size:
         raise BundleError(f"size {size} is no positive multiple of {backbone.patch_size} px")
-    resize = round(size * 256 / 224)
+    if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
+        raise BundleError(f"mean {mean} and std {std} must be finite, and std above 0")
+    resize = resize or round(size * 256 / 224)
     return InputSpec(resize=resize, crop=size, multiple=backbone.patch_size, mean=mean, std=std)
 
 
@@ -99,6 +106,60 @@ def write_graph(backbone: Backbone, spec: InputSpec, path: Path) -> None:
     onnx.save(model, path)
 
 
+def describe(
+    backbone: Backbone,
+    *,
+    name: str,
+    architecture: str,
+    spec: InputSpec,
+    training: dict[str, Any],
+    evaluation: tuple[Evaluation, ...],
+    licence: str,
+) -> Manifest:
+    """The card of a graph that is not yet written.
+
+    Args:
+        backbone: The model.
+        name: The model's name in requests and answers.
+        architecture: For example `vit_tiny`.
+        spec: How photographs become its input.
+        training: Recipe and data.
+        evaluation: Measured figures with their commands.
+        licence: Of the weights.
+
+    Raises:
+        BundleError: The model does not take RGB, the input's sides need not be whole patches, or
+            a field of the card is not valid.
+    """
+    if backbone.channels != COLOURS:
+        raise BundleError(
+            f"the model takes {backbone.channels} channels, but a bundle serves RGB; train with 3"
+        )
+    if spec.multiple % backbone.patch_size:
+        raise BundleError(
+            f"input.multiple is {spec.multiple}, which is no multiple of the model's patch, "
+            f"{backbone.patch_size} px"
+        )
+    try:
+        return Manifest(
+            name=name,
+            architecture=architecture,
+            patch_size=backbone.patch_size,
+            dim=backbone.dim,
+            heads=backbone.heads,
+            prefix_tokens=backbone.prefix_tokens,
+            input=spec,
+            attention=AttentionSpec(query=backbone.query, layer=backbone.depth - 1),
+            training=training,
+            evaluation=evaluation,
+            licence=licence,
+            files={},
+        )
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, e['loc'])) or 'card'}: {e['msg']}" for e in error.errors())
+        raise BundleError(f"no bundle can be written: {'; '.join(faults)}") from None
+
+
 def write_bundle(
     folder: Path,
     backbone: Backbone,
@@ -123,36 +184,17 @@ def write_bundle(
         licence: Of the weights.
 
     Raises:
-        BundleError: The model does not take RGB, the input's sides need not be whole patches, or
-            a field of the card is not valid; nothing is written then.
+        BundleError: As `describe` does; nothing is written then.
     """
-    if backbone.channels != COLOURS:
-        raise BundleError(
-            f"the model takes {backbone.channels} channels, but a bundle serves RGB; train with 3"
-        )
-    if spec.multiple % backbone.patch_size:
-        raise BundleError(
-            f"input.multiple is {spec.multiple}, which is no multiple of the model's patch, "
-            f"{backbone.patch_size} px"
-        )
-    try:
-        card = Manifest(
-            name=name,
-            architecture=architecture,
-            patch_size=backbone.patch_size,
-            dim=backbone.dim,
-            heads=backbone.heads,
-            prefix_tokens=backbone.prefix_tokens,
-            input=spec,
-            attention=AttentionSpec(query=backbone.query, layer=backbone.depth - 1),
-            training=training,
-            evaluation=evaluation,
-            licence=licence,
-            files={},
-        )
-    except ValidationError as error:
-        faults = (f"{'.'.join(map(str, e['loc'])) or 'card'}: {e['msg']}" for e in error.errors())
-        raise BundleError(f"no bundle can be written: {'; '.join(faults)}") from None
+    card = describe(
+        backbone,
+        name=name,
+        architecture=architecture,
+        spec=spec,
+        training=training,
+        evaluation=evaluation,
+        licence=licence,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     write_graph(backbone, spec, folder / GRAPH)
     manifest = card.model_copy(update={"files": {GRAPH: sha256(folder / GRAPH)}})

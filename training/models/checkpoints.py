@@ -1,6 +1,7 @@
 """Published checkpoints: which model a file holds, and that model with its weights.
 
-Everything is read off the names and shapes of the tensors; no other object in a file is built.
+Everything is read off the names and shapes of the tensors and, what they do not say, from the
+`config.json` beside them; no other object in a file is built.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from training.checkpoint import CheckpointError, load
 from training.models.backbone import Backbone
+from training.models.config_files import read_config
 from training.models.layouts import Weights, official
 from training.models.shapes import fitting, some
 
@@ -69,7 +71,7 @@ STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 
-def read_backbone(path: Path) -> Imported:
+def read_backbone(path: Path, heads: int | None = None) -> Imported:
     """Read a backbone as its authors, timm or Hugging Face publish it.
 
     Of a full training checkpoint it is the teacher's, as in every published figure. Norms take
@@ -78,6 +80,8 @@ def read_backbone(path: Path) -> Imported:
     Args:
         path: A `.pth`, `.bin` or `.safetensors` file, or a folder with `model.safetensors` or
             `pytorch_model.bin` in it.
+        heads: Of every block; None takes them from the `config.json` beside the weights or, of the
+            published widths, from the width.
 
     Raises:
         CheckpointError: The file is missing, damaged or holds objects that weights do not need,
@@ -88,8 +92,13 @@ def read_backbone(path: Path) -> Imported:
         if any(re.search(pattern, name) for name in weights):
             raise CheckpointError(f"{path} holds {kind}, which cannot be imported")
     named = official(weights)
+    config = read_config(path)
+    if heads is not None:
+        config = config.model_copy(update={"heads": heads})
     try:
-        architecture, backbone = fitting(named)
+        architecture, backbone = fitting(named, config)
+        if heads not in (None, backbone.heads):
+            raise ValueError(f"its heads are {backbone.heads} by its weights, not {heads}")
         left_over = _load(backbone, named)
     except ValueError as error:
         raise CheckpointError(f"{path} holds no model that can be imported: {error}") from None

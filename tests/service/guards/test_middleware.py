@@ -126,6 +126,13 @@ def test_fitted_images_count_like_encoded_ones(serve: Serve) -> None:
         assert 2390 <= int(refused.headers["retry-after"]) <= 2400
 
 
+def test_images_whose_address_leads_nowhere_count_as_well(serve: Serve) -> None:
+    nowhere = {"images": [{"url": "http://127.0.0.1:1/a.png"}] * 3}
+    with serve(rate_limit="3/h", url_fetch=True, url_allow=("127.0.0.1/32",)) as client:
+        assert client.post("/embed", json=nowhere).status_code == 422
+        assert client.post("/embed", json=nowhere).status_code == 429
+
+
 def test_a_key_that_is_taken_back_opens_no_more(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,28 @@ async def test_many_gateways_fill_one_collection_at_once(redis8: RedisServer) ->
     assert len(redis8("FT._LIST")) == 1
 
 
+async def test_a_drop_that_was_not_heard_to_the_end_is_made_good(
+    redis8: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with gateways(redis8, 2) as (one, other):
+        await one.put("photos", items(20), DIGEST)
+        execute = one._redis.execute_command
+
+        async def unheard(*command: object, **options: object) -> object:
+            if command[0] == "FT.DROPINDEX":
+                raise ConnectionError
+            return await execute(*command, **options)
+
+        monkeypatch.setattr(one._redis, "execute_command", unheard)
+        with pytest.raises(Overloaded):
+            await one.drop("photos")
+        assert kept(redis8, "foveal:item:*") == 20
+        with pytest.raises(NotFound):
+            await other.drop("photos")
+        assert kept(redis8, "foveal:*") == 0
+        assert redis8("FT._LIST") == []
+
+
 async def test_of_two_models_that_make_a_collection_at_once_one_wins(redis8: RedisServer) -> None:
     async with gateways(redis8, 8) as indices:
         ends = await asyncio.gather(

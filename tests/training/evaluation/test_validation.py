@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from service.bundle import InputSpec
+from service.bundle import DEFAULT, Bundle, InputSpec
 from service.images import Limits, View, prepare
 from tests.data import dataset
-from training.config import Recipe
+from training.config import Recipe, RecipeError
 from training.data.pixels import normalise
 from training.data.sources import DataError, open_source
 from training.evaluation.features import embed
@@ -77,6 +77,12 @@ def test_what_cannot_be_read_is_left_out_with_its_label(backbone, tmp_path):
         embed(backbone, source, [1], SPEC)
 
 
+def test_what_is_too_narrow_for_the_model_is_left_out(backbone, tmp_path):
+    Image.new("RGB", (36, 36)).save(tmp_path / "0.png")
+    Image.new("RGB", (1, 210_000)).save(tmp_path / "1.png")
+    assert embed(backbone, open_source(str(tmp_path)), range(2), SPEC).indices == [0]
+
+
 def test_the_backbone_comes_back_as_it_was(backbone, tmp_path):
     validation = Validation(arrays(tmp_path), arrays(tmp_path, seed=1), SPEC, k=1)
     for mode in (True, False):
@@ -106,3 +112,35 @@ def test_the_default_is_the_protocols_256_over_224():
     recipe = Recipe.load("dino-vits16", ("data=unused",))
     assert (input_spec(recipe).resize, input_spec(recipe).crop) == (256, 224)
     assert (input_spec(recipe, 112).resize, input_spec(recipe, 112).crop) == (128, 112)
+
+
+@pytest.mark.parametrize(
+    ("asked", "seen"),
+    [
+        ({}, (240, 208)),
+        ({"size": 208}, (240, 208)),
+        ({"size": 112}, (128, 112)),
+        ({"resize": 300}, (300, 208)),
+        ({"size": 112, "resize": 112}, (112, 112)),
+    ],
+)
+def test_what_is_not_asked_for_is_the_recipes(asked, seen):
+    own = ("data=unused", "evaluation.size=208", "evaluation.resize=240")
+    spec = input_spec(Recipe.load("dino-vits16", own), **asked)
+    assert (spec.resize, spec.crop) == seen
+
+
+def test_the_embedded_models_recipe_is_evaluated_as_its_bundle_is_served():
+    assert input_spec(Recipe.load("imagenette-vitt8")) == Bundle.load(DEFAULT).manifest.input
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"size": 100}, "size 100 is no multiple of the patch, 16 px; try 96"),
+        ({"resize": 200}, "resize 200 is less than the crop's side; name 224 or more"),
+    ],
+)
+def test_what_does_not_suit_is_refused_with_a_way_out(asked, says):
+    with pytest.raises(RecipeError, match=says):
+        input_spec(Recipe.load("dino-vits16", ("data=unused",)), **asked)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from service.bundle import INT8_GRAPH, MANIFEST, Bundle
 from service.engines.choose import instructions
 from tests.data import dataset
-from training.cli import app
+from training.commands import app
 from training.export.onnx import input_spec, write_bundle
 from training.export.precision import add_int8
 from training.models.vit import VisionTransformer

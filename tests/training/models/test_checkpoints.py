@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from tests.training.models.mapping import dinov2_names, to_authors, vit_names
+from tests.training.models.oracle import assert_equal, seeded
 from training.checkpoint import CheckpointError
 from training.models.checkpoints import read_backbone
 from training.models.positions import antialiased_weights
@@ -28,21 +29,12 @@ from training.models.swin import SwinTransformer, swin
 from training.models.vit import VisionTransformer, vit
 
 SIZES = {
-    "hidden_size": 128,
+    "hidden_size": 192,
     "num_hidden_layers": 2,
-    "num_attention_heads": 2,
+    "num_attention_heads": 3,
     "layer_norm_eps": 1e-6,
     "attn_implementation": "eager",
 }
-
-
-def seeded(model):
-    """No zero bias and no unit scale may hide a mistake."""
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +51,6 @@ def dinov2():
 def with_registers():
     config = Dinov2WithRegistersConfig(**SIZES, image_size=70, patch_size=14, num_register_tokens=4)
     return seeded(Dinov2WithRegistersModel(config))
-
-
-def assert_equal(backbone, theirs, height, width, prefix=1, **options):
-    images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(1))
-    grid = (height // backbone.patch_size, width // backbone.patch_size)
-    with torch.no_grad():
-        ours = backbone.features(images)
-        expected = theirs(images, output_attentions=True, **options)
-    tokens, attention = expected.last_hidden_state, expected.attentions[-1]
-    for actual, truth in (
-        (ours.embedding, tokens[:, 0]),
-        (ours.patches, tokens[:, prefix:].unflatten(1, grid)),
-        (ours.attention, attention[:, :, 0, prefix:].unflatten(2, grid)),
-    ):
-        torch.testing.assert_close(actual, truth, atol=1e-5, rtol=0)
 
 
 def official(model):
@@ -93,10 +70,10 @@ def test_dinos_own_names_as_torch_or_safetensors(dino, tmp_path, write):
     write(official(dino), path)
     model = read_backbone(path)
     assert_equal(model.backbone, dino, 64, 64)
-    assert model.architecture == "vit_128x2"
+    assert model.architecture == "vit_192x2"
     assert model.source == "the authors' layout"
     assert model.left_over == ()
-    assert (model.backbone.patch_size, model.backbone.grid, model.backbone.heads) == (16, 4, 2)
+    assert (model.backbone.patch_size, model.backbone.grid, model.backbone.heads) == (16, 4, 3)
     assert not model.backbone.training
 
 
@@ -288,7 +265,7 @@ def test_what_a_swin_transformer_or_a_resnet_lacks_is_named(tmp_path, model, abs
 
 def small(**changes):
     torch.manual_seed(0)
-    weights = VisionTransformer(16, 64, depth=2, heads=1, image_size=32).state_dict()
+    weights = VisionTransformer(16, 192, depth=2, heads=3, image_size=32).state_dict()
     for name, value in changes.items():
         weights.pop(name) if value is None else weights.update({name: value})
     return weights
@@ -306,14 +283,17 @@ def small(**changes):
             | {"norm.weight": None},
             "it lacks .*, .*, .*, .* and 1 more",
         ),
-        ({"norm_pre.weight": torch.ones(64)}, "it also has norm_pre.weight"),
+        ({"norm_pre.weight": torch.ones(192)}, "it also has norm_pre.weight"),
         ({"norm.bias": torch.zeros(3)}, "of another shape: norm.bias"),
         ({"pos_embed": torch.zeros(1, 4, 32)}, "pos_embed, 1 x 5 x 32, is not of CLS and a square"),
-        ({"pos_embed": torch.zeros(1, 7, 64)}, "pos_embed, 1 x 7 x 64, is not of CLS and a square"),
-        ({"patch_embed.proj.weight": torch.zeros(60, 3, 8, 8)}, "width 60 is no multiple of 64"),
         (
-            {"patch_embed.proj.weight": torch.zeros(64, 4, 8, 8)},
-            "64 x 4 x 8 x 8 is not of square",
+            {"pos_embed": torch.zeros(1, 7, 192)},
+            "pos_embed, 1 x 7 x 192, is not of CLS and a square",
+        ),
+        ({"patch_embed.proj.weight": torch.zeros(60, 3, 8, 8)}, "width 60 does not say how many"),
+        (
+            {"patch_embed.proj.weight": torch.zeros(192, 4, 8, 8)},
+            "192 x 4 x 8 x 8 is not of square",
         ),
         ({"pos_embed": None}, "it lacks pos_embed and holds cls_token, patch_embed.proj.weight"),
         ({"blocks.0.mlp.fc1.weight": None}, "it lacks blocks.0.mlp.fc1.weight"),
