@@ -260,6 +260,7 @@ def test_it_waits_for_a_server_that_has_its_model_and_not_another_of_the_same_na
 def test_a_model_that_no_server_has_is_not_loaded_and_harms_no_other(
     bundle: Bundle, triton: TritonServer, tmp_path: Path
 ) -> None:
+    (tmp_path / "models").mkdir()
     settings = {"FOVEAL_REPOSITORY": str(tmp_path / "models")}
     with gateway(bundle, tmp_path, triton.url, **settings) as ours:
         make_bundle(tmp_path / "models" / "other", name="other")

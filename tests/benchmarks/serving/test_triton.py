@@ -18,7 +18,7 @@ def test_pixels_are_laid_out_as_the_gateway_reads_them():
     assert lines[0] == "POST /v2/models/tiny/infer HTTP/1.1"
     headers = dict(line.split(": ") for line in lines[1:])
     assert int(headers["Content-Length"]) == len(body)
-    asked = tensors.parse(body, headers[tensors.HEADER_LENGTH], ("embedding", "patches"))
+    asked = tensors.parse(body, headers[tensors.HEADER_LENGTH], ("embedding", "patches"), 1)
     np.testing.assert_array_equal(asked.pixels, image[None])
     assert asked.outputs == {"embedding": True}
 
