@@ -69,7 +69,7 @@ class Protocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._refusal: FovealError | None = None
         self._in_headers = False
-        self._begun = False  # whether headers begin in this read
+        self._begun = 0  # requests that begin in this read
         self._earlier = 0  # bytes of these headers that came in reads before this one
         self._read = 0  # bytes of this read
 
@@ -96,15 +96,17 @@ class Protocol(HttpToolsProtocol):
         if self._refusal:
             return
         self._read = len(data)
-        self._begun = False
+        self._begun = 0
+        was_idle = self.idle
         self._unset_keepalive_if_required()
         try:
             self._parse(data)
         except httptools.HttpParserError:
             self._refuse(self._refusal or MalformedRequest("This is not HTTP/1.1."))
         if self._in_headers:
-            # Of a read that also holds other requests, only what is this one's.
-            self._earlier = self._header_bytes() if self._begun else self._earlier + len(data)
+            # Of a read that holds other requests as well, only what is this one's.
+            shared = self._begun > 1 or (self._begun == 1 and not was_idle)
+            self._earlier = self._header_bytes() if shared else self._earlier + len(data)
             if self._earlier > self._settings.max_header_bytes:
                 self._refuse(self._too_large())
         answered = self.cycle is None or self.cycle.response_complete
@@ -116,7 +118,7 @@ class Protocol(HttpToolsProtocol):
         """A request begins."""
         super().on_message_begin()
         self._in_headers = True
-        self._begun = True
+        self._begun += 1
         self._earlier = 0
 
     def on_headers_complete(self) -> None:

@@ -82,7 +82,9 @@ class ModelConfig(Section):
 class PixelsConfig(Section):
     """What a decoded image becomes before the model."""
 
-    channels: Literal[1, 3] = Field(3, description="1 for grey data such as MNIST or X-rays.")
+    channels: int = Field(
+        3, ge=1, le=32, description="1 for grey data such as MNIST; more than 3 from arrays alone."
+    )
     mean: tuple[float, ...] = Field(
         MEAN, description="A channel; ImageNet's. Name your data's own if they are not photographs."
     )

@@ -156,6 +156,15 @@ def test_pipelined_requests_are_answered_in_their_order(connect: Connect) -> Non
     assert marks == sorted(marks)
 
 
+def test_many_small_requests_at_once_are_not_one_with_large_headers(connect: Connect) -> None:
+    connection = connect()
+    request = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
+    connection.sendall(999 * (request + b"\r\n") + request)
+    time.sleep(0.2)  # a read that ends inside of the last one's headers
+    connection.sendall(b"Connection: close\r\n\r\n")
+    assert read_all(connection).count(b"HTTP/1.1 200") == 1000
+
+
 def test_what_is_behind_a_whole_request_and_no_http_costs_it_nothing(connect: Connect) -> None:
     connection = connect()
     connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n\x16\x03\x01\r\n\r\n")

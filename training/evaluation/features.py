@@ -90,9 +90,8 @@ def batches(
         DataError: None of them can be read.
     """
 
-    def prepare(image: Image.Image) -> NDArray[np.uint8]:
-        pixels = np.asarray(fit(image, spec, View(), LIMITS))
-        return pixels if pixels.ndim == 3 else pixels[:, :, None]
+    def prepare(planes: list[Image.Image]) -> NDArray[np.uint8]:
+        return np.dstack([np.asarray(fit(plane, spec, View(), LIMITS)) for plane in planes])
 
     load = partial(readable, source, make=prepare)
     some = False
@@ -119,9 +118,9 @@ def raw_pixels(source: Source, report: Report = lambda count: None) -> Embedded:
         Rows of 1024 x channels.
     """
 
-    def reduce(image: Image.Image) -> NDArray[np.float32]:
-        small = image.resize((PIXELS, PIXELS), Image.Resampling.BICUBIC)
-        return np.asarray(small, np.float32).ravel()
+    def reduce(planes: list[Image.Image]) -> NDArray[np.float32]:
+        small = (plane.resize((PIXELS, PIXELS), Image.Resampling.BICUBIC) for plane in planes)
+        return np.concatenate([np.asarray(plane, np.float32).ravel() for plane in small])
 
     rows: list[NDArray[np.float32]] = []
     kept: list[int] = []
@@ -135,10 +134,10 @@ def raw_pixels(source: Source, report: Report = lambda count: None) -> Embedded:
     return Embedded(np.stack(rows), kept)
 
 
-def readable(source: Source, index: int, make: Callable[[Image.Image], T]) -> T | None:
+def readable(source: Source, index: int, make: Callable[[list[Image.Image]], T]) -> T | None:
     """What is made of an image, or a warning and None."""
     try:
-        return make(source.image(index))
+        return make(source.planes(index))
     # The second is of an image too narrow for the model.
     except (Unreadable, UndecodableImage) as error:
         log.warning("%s is left out: %s", source.title(index), error)

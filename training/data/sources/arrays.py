@@ -16,11 +16,11 @@ class Arrays(Source):
 
     Args:
         location: `FILE.npz#SPLIT`; the split is `train` if none is named.
-        channels: Channels of the pixels, 1 or 3: grey becomes RGB and RGB grey.
+        channels: Channels of the pixels: grey becomes RGB and RGB grey, others must be as they are.
 
     Raises:
-        DataError: There is no such file or split, or it does not hold images, grey or RGB, and a
-            label of each.
+        DataError: There is no such file or split, or it does not hold images of these channels and
+            a label of each.
     """
 
     def __init__(self, location: str, channels: int) -> None:
@@ -45,8 +45,8 @@ class Arrays(Source):
             )
         self.pixels = images if images.ndim == 4 else images[..., None]
         some = self.pixels.shape[-1]
-        if some not in (1, 3):
-            raise DataError(f"{key} of {file} has {some} channels; it must have 1 or 3")
+        if some != channels and {some, channels} != {1, 3}:
+            raise DataError(f"{key} of {file} has {some} channels and the recipe {channels}")
         if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
             raise DataError(
                 f"{name} of {file} is {labels.dtype} {list(labels.shape)}; "
@@ -59,7 +59,7 @@ class Arrays(Source):
         return f"{self.name}[{index}]"
 
     def encoded(self, index: int) -> bytes:
-        """The image as PNG."""
+        """The image as PNG; it must have one or three channels."""
         file = io.BytesIO()
         self.image(index).save(file, "PNG")
         return file.getvalue()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import fsspec
+import numpy as np
 from PIL import Image
 
 from training.data.sources.picture import EncodedPicture, Picture, Unreadable
@@ -64,6 +65,17 @@ class Source(ABC):
         """
         pixels = self.picture(index).pixels()
         return Image.fromarray(pixels[:, :, 0] if self.channels == 1 else pixels)
+
+    def planes(self, index: int) -> list[Image.Image]:
+        """One image whole if it has one or three channels, else each channel as a grey one.
+
+        Raises:
+            Unreadable: It cannot be decoded.
+        """
+        if self.channels in (1, 3):
+            return [self.image(index)]
+        pixels = self.picture(index).pixels()
+        return [Image.fromarray(plane) for plane in np.moveaxis(pixels, 2, 0)]
 
 
 def classify(names: Sequence[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:

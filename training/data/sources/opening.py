@@ -23,16 +23,16 @@ def open_source(location: str | Path, channels: int = 3) -> Source:
         location: A path, or an address that fsspec knows (`s3://`, `gs://`, `memory://`): a folder
             of images, of .tar or of .parquet files; one such file; a pattern of them
             (`train-*.tar`); or `FILE.npz#SPLIT`.
-        channels: Channels that images are brought to, 1 or 3.
+        channels: Channels that images are brought to: 1 or 3, or the arrays' own.
 
     Raises:
         DataError: There is nothing of the kind at the location, or more than one kind.
     """
     location = str(location)
-    if channels not in (1, 3):
-        raise DataError(f"{location}: images have 1 or 3 channels, not {channels}")
     if location.partition("#")[0].endswith(".npz"):
         return Arrays(location, channels)
+    if channels not in (1, 3):
+        raise DataError(f"{location}: encoded images have 1 or 3 channels, not {channels}")
     system, path = fsspec.url_to_fs(location)
     if "*" in path:
         found = system.glob(path)

@@ -180,8 +180,8 @@ def test_what_is_no_data_is_an_error_that_says_so(place, name, data, message):
     [
         ({"train_x": np.zeros((2, 4, 4), np.uint8)}, "#val", 1, "no array val_x, only train_x"),
         ({"train_x": np.zeros((2, 4, 4))}, "", 1, "must be uint8"),
-        ({"train_x": np.zeros((2, 4, 4, 5), np.uint8)}, "", 3, "5 channels; it must have 1 or 3"),
-        ({"train_x": np.zeros((2, 4, 4, 2), np.uint8)}, "", 1, "2 channels; it must have 1 or 3"),
+        ({"train_x": np.zeros((2, 4, 4, 5), np.uint8)}, "", 3, "5 channels and the recipe 3"),
+        ({"train_x": np.zeros((2, 4, 4, 2), np.uint8)}, "", 1, "2 channels and the recipe 1"),
         ({"train_x": np.zeros((0, 4, 4), np.uint8)}, "", 1, "must be uint8"),
         *(
             ({"train_x": np.zeros((3, 4, 4), np.uint8), "train_y": labels}, "", 1, message)
@@ -229,6 +229,6 @@ def test_nothing_at_the_location_is_an_error(tmp_path):
         ImageFolder.open(tmp_path)
 
 
-def test_images_have_one_or_three_channels(tmp_path):
+def test_encoded_images_have_one_or_three_channels(tmp_path):
     with pytest.raises(DataError, match="1 or 3 channels, not 4"):
         open_source(tmp_path, channels=4)
