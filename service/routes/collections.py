@@ -36,9 +36,8 @@ ID_DIGITS = 32
 @router.get("/collections", response_model=None, responses={200: {"model": CollectionsAnswer}})
 async def collections(request: Request) -> Response:
     """List the collections, the model of each and how many items it has."""
-    listed = await Gateway.of(request).index.collections(
-        deadline(request, Gateway.of(request).settings)
-    )
+    gateway = Gateway.of(request)
+    listed = await gateway.index.collections(deadline(request, gateway.settings))
     return json_response(
         {
             "collections": [
@@ -51,9 +50,8 @@ async def collections(request: Request) -> Response:
 @router.delete("/collections/{collection}", status_code=204, responses=ERRORS)
 async def drop(request: Request, collection: CollectionName) -> Response:
     """Delete a collection and all its items."""
-    await Gateway.of(request).index.drop(
-        collection, deadline(request, Gateway.of(request).settings)
-    )
+    gateway = Gateway.of(request)
+    await gateway.index.drop(collection, deadline(request, gateway.settings))
     return Response(status_code=204)
 
 
@@ -114,20 +112,16 @@ async def put(request: Request, collection: CollectionName, item: ItemId) -> Res
 )
 async def get(request: Request, collection: CollectionName, item: ItemId) -> Response:
     """Give an item with its unit vector."""
-    return _item(
-        collection,
-        await Gateway.of(request).index.get(
-            collection, item, deadline(request, Gateway.of(request).settings)
-        ),
-    )
+    gateway = Gateway.of(request)
+    found = await gateway.index.get(collection, item, deadline(request, gateway.settings))
+    return _item(collection, found)
 
 
 @router.delete("/collections/{collection}/items/{item:path}", status_code=204, responses=ERRORS)
 async def delete(request: Request, collection: CollectionName, item: ItemId) -> Response:
     """Delete an item."""
-    await Gateway.of(request).index.delete(
-        collection, item, deadline(request, Gateway.of(request).settings)
-    )
+    gateway = Gateway.of(request)
+    await gateway.index.delete(collection, item, deadline(request, gateway.settings))
     return Response(status_code=204)
 
 

@@ -50,11 +50,7 @@ def render(error: FovealError, path: str) -> Response:
     if len(error.detail) > MAX_DETAIL:
         error = copy(error)
         error.detail = shortened(error.detail, MAX_DETAIL)
-    kind = (
-        LingeringResponse
-        if isinstance(error, BodyTooLarge | BodyTimeout | BodiesTooLarge)
-        else Response
-    )
+    kind = LingeringResponse if isinstance(error, UNREAD) else Response
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if path.startswith("/v1/"):
         # OpenAI's clients know a bad input by 400 alone.

@@ -64,11 +64,9 @@ async def _query(request: Request, model: Model, asked: Asked[SimilarOptions]) -
     if options.embedding is not None:
         return given_vector(options.embedding, model.manifest.dim)
     if options.id is not None:
-        return (
-            await Gateway.of(request).index.get(
-                options.collection, options.id, deadline(request, Gateway.of(request).settings)
-            )
-        ).vector
+        gateway = Gateway.of(request)
+        until = deadline(request, gateway.settings)
+        return (await gateway.index.get(options.collection, options.id, until)).vector
     return await image_vector(request, model, asked.only_image(), view)
 
 

@@ -287,13 +287,13 @@ def test_transparency_of_a_large_picture_is_shown_over_white():
     assert np.array_equal(np.asarray(opaque(image)), np.asarray(expected))
 
 
-def large(mode: str, format: str, **options) -> bytes:  # noqa: A002
+def large(mode: str, file_format: str, **options) -> bytes:
     """A picture of 4096 x 4096 pixels, whose data are few."""
     grey = Image.radial_gradient("L").resize((4096, 4096))
     if mode in ("F", "I", "I;16"):
         kind = {"F": np.float32, "I": np.int32, "I;16": np.uint16}[mode]
-        return encoded(Image.fromarray(np.asarray(grey).astype(kind)), format, **options)
-    return encoded(Image.merge(mode, [grey] * len(mode)), format, **options)
+        return encoded(Image.fromarray(np.asarray(grey).astype(kind)), file_format, **options)
+    return encoded(Image.merge(mode, [grey] * len(mode)), file_format, **options)
 
 
 PEAK = """
@@ -323,7 +323,7 @@ with ThreadPoolExecutor(1) as pool:
 
 
 @pytest.mark.parametrize(
-    ("mode", "format", "options"),
+    ("mode", "file_format", "options"),
     [
         ("RGBA", "WEBP", {"method": 0}),
         ("RGB", "WEBP", {"method": 0}),
@@ -335,11 +335,11 @@ with ThreadPoolExecutor(1) as pool:
         ("CMYK", "JPEG", {"progressive": True}),
     ],
 )
-def test_decoding_holds_twelve_bytes_a_pixel_at_most(mode, format, options):  # noqa: A002
+def test_decoding_holds_twelve_bytes_a_pixel_at_most(mode, file_format, options):
     child = subprocess.run(
         [sys.executable, "-c", PEAK],
         cwd=ROOT,
-        input=large(mode, format, **options),
+        input=large(mode, file_format, **options),
         capture_output=True,
         timeout=120,
         check=True,

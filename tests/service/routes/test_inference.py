@@ -292,24 +292,24 @@ def test_binary_data_must_be_as_long_as_it_says(
     assert words in answer.json()["error"]
 
 
-@pytest.mark.parametrize("raw", [b"\xff\xff\xff\xff", b"\x02\0\0\0a", b"\x01\0"])
-def test_bytes_elements_must_end_within_the_data(client: httpx.Client, raw: bytes) -> None:
-    texts = {"name": "bytes", "shape": [1], "datatype": "BYTES"}
+def infer_elements(client: httpx.Client, raw: bytes, count: int) -> httpx.Response:
+    texts = {"name": "bytes", "shape": [count], "datatype": "BYTES"}
     texts["parameters"] = {"binary_data_size": len(raw)}
     head = json.dumps({"inputs": [texts]}).encode()
     length = {"Inference-Header-Content-Length": str(len(head))}
-    answer = client.post(INFER, content=head + raw, headers=length)
+    return client.post(INFER, content=head + raw, headers=length)
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xff\xff\xff", b"\x02\0\0\0a", b"\x01\0"])
+def test_bytes_elements_must_end_within_the_data(client: httpx.Client, raw: bytes) -> None:
+    answer = infer_elements(client, raw, count=1)
     assert answer.status_code == 400, answer.text
     assert "longer" in answer.json()["error"]
 
 
 def test_no_more_elements_are_split_off_than_there_are_images(client: httpx.Client) -> None:
     raw = bytes(4 * 1_000_000)  # a million empty elements
-    texts = {"name": "bytes", "shape": [2], "datatype": "BYTES"}
-    texts["parameters"] = {"binary_data_size": len(raw)}
-    head = json.dumps({"inputs": [texts]}).encode()
-    length = {"Inference-Header-Content-Length": str(len(head))}
-    answer = client.post(INFER, content=head + raw, headers=length)
+    answer = infer_elements(client, raw, count=2)
     assert answer.status_code == 422, answer.text
     assert "more elements" in answer.json()["error"]
 
