@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -18,7 +18,7 @@ from training.download import PUBLISHED, obtain, recorded, require_known
 from training.evaluation import validation
 from training.evaluation.validation import Validation
 from training.export.imported import import_bundle, usable_name
-from training.export.onnx import describe, input_spec, write_bundle
+from training.export.onnx import card_of, input_spec, write_bundle
 from training.models.shapes import some
 
 if TYPE_CHECKING:
@@ -192,20 +192,21 @@ def _bundle_of(
     recipe = trained.recipe
     seen = validation.input_spec(recipe, size, resize)
     data_name = Path(data).name
-    fields: dict[str, Any] = {
-        "name": name or usable_name(recipe.name),
-        "architecture": recipe.model.architecture,
-        "spec": input_spec(trained.backbone, seen.crop, seen.mean, seen.std, seen.resize),
-        "training": {
+    # What no bundle can be is told before the measuring, which may take hours.
+    card = card_of(
+        trained.backbone,
+        name=name or usable_name(recipe.name),
+        architecture=recipe.model.architecture,
+        spec=input_spec(trained.backbone, seen.crop, seen.mean, seen.std, seen.resize),
+        training={
             "data": data_name,
             "steps": trained.step,
             "recipe": recipe.model_dump(mode="json", exclude={"data": True, "evaluation": True}),
             **({"note": note} if note else {}),
         },
-        "licence": licence,
-    }
-    # What no bundle can be is told before the measuring, which may take hours.
-    describe(trained.backbone, **fields, evaluation=())
+        evaluation=(),
+        licence=licence,
+    )
     assessment = Assessment(recipe, data, seen, k=20)
     command = (
         f"foveal-train evaluate CHECKPOINT --data {data_name} --size {seen.crop} "
@@ -219,7 +220,8 @@ def _bundle_of(
         )
         for instead in (None, *Floor)
     )
-    bundle = write_bundle(out, trained.backbone, **fields, evaluation=evaluation)
+    measured_card = card.model_copy(update={"evaluation": evaluation})
+    bundle = write_bundle(out, trained.backbone, measured_card)
     return _with_precisions(bundle, assessment.validation, data_name)
 
 

@@ -30,7 +30,7 @@ import torch
 from benchmarks.machine import describe
 from training.build import build_backbone
 from training.config import ModelConfig
-from training.export.onnx import input_spec, write_bundle
+from training.export.onnx import card_of, input_spec, write_bundle
 from training.models.backbone import Backbone
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -73,12 +73,15 @@ def session(backbone: Backbone, config: ModelConfig, provider: str) -> ort.Infer
         bundle = write_bundle(
             Path(folder),
             backbone,
-            name="benchmark",
-            architecture=config.architecture,
-            spec=input_spec(backbone, 224),
-            training={"weights": "random"},
-            evaluation=(),
-            licence="Apache-2.0",
+            card_of(
+                backbone,
+                name="benchmark",
+                architecture=config.architecture,
+                spec=input_spec(backbone, 224),
+                training={"weights": "random"},
+                evaluation=(),
+                licence="Apache-2.0",
+            ),
         )
         loaded = ort.InferenceSession(bundle.graph, providers=[provider])
     return loaded if provider in loaded.get_providers() else None

@@ -49,7 +49,7 @@ def _vit(folder: Path) -> None:
     """ViT-S/16 at 224 px with random weights: the speed does not depend on them."""
     import torch
 
-    from training.export.onnx import input_spec, write_bundle
+    from training.export.onnx import card_of, input_spec, write_bundle
     from training.models.vit import vit
 
     torch.manual_seed(0)
@@ -57,12 +57,15 @@ def _vit(folder: Path) -> None:
     write_bundle(
         folder,
         backbone,
-        name="vits16",
-        architecture="vit_small",
-        spec=input_spec(backbone, 224),
-        training={"weights": "random"},
-        evaluation=(),
-        licence="Apache-2.0",
+        card_of(
+            backbone,
+            name="vits16",
+            architecture="vit_small",
+            spec=input_spec(backbone, 224),
+            training={"weights": "random"},
+            evaluation=(),
+            licence="Apache-2.0",
+        ),
     )
 
 

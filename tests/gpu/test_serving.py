@@ -10,7 +10,7 @@ from benchmarks.serving.gpu import MODELS
 from tests.data import dataset
 from training.build import build_backbone
 from training.data.sources import open_source
-from training.export.onnx import input_spec, write_bundle
+from training.export.onnx import card_of, input_spec, write_bundle
 
 pytestmark = pytest.mark.gpu
 
@@ -37,12 +37,15 @@ if importlib.util.find_spec("tensorrt"):  # which no extra installs: it is two g
         bundle = write_bundle(
             tmp_path / "bundle",
             backbone,
-            name="seeded",
-            architecture=MODELS[name].architecture,
-            spec=input_spec(backbone, 224),
-            training={},
-            evaluation=(),
-            licence="Apache-2.0",
+            card_of(
+                backbone,
+                name="seeded",
+                architecture=MODELS[name].architecture,
+                spec=input_spec(backbone, 224),
+                training={},
+                evaluation=(),
+                licence="Apache-2.0",
+            ),
         )
         builder = TensorRT()
         run = builder.load(cached_plan(bundle, builder, tmp_path / "plans").read_bytes())

@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from service.bundle import Bundle
-from training.export.onnx import input_spec, write_bundle
+from training.export.onnx import card_of, input_spec, write_bundle
 from training.models.checkpoints import read_backbone
 from training.models.config_files import Colours, read_normalisation
 
@@ -50,16 +50,19 @@ def import_bundle(
     return write_bundle(
         out,
         imported.backbone,
-        name=name or bundle_name(source),
-        architecture=imported.architecture,
-        spec=input_spec(imported.backbone, size, mean, std),
-        training={
-            "source": origin(source),
-            "layout": imported.source,
-            "left_over": list(imported.left_over),
-        },
-        evaluation=(),
-        licence=licence,
+        card_of(
+            imported.backbone,
+            name=name or bundle_name(source),
+            architecture=imported.architecture,
+            spec=input_spec(imported.backbone, size, mean, std),
+            training={
+                "source": origin(source),
+                "layout": imported.source,
+                "left_over": list(imported.left_over),
+            },
+            evaluation=(),
+            licence=licence,
+        ),
     )
 
 

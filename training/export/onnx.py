@@ -106,7 +106,7 @@ def write_graph(backbone: Backbone, spec: InputSpec, path: Path) -> None:
     onnx.save(model, path)
 
 
-def describe(
+def card_of(
     backbone: Backbone,
     *,
     name: str,
@@ -160,43 +160,16 @@ def describe(
         raise BundleError(f"no bundle can be written: {'; '.join(faults)}") from None
 
 
-def write_bundle(
-    folder: Path,
-    backbone: Backbone,
-    *,
-    name: str,
-    architecture: str,
-    spec: InputSpec,
-    training: dict[str, Any],
-    evaluation: tuple[Evaluation, ...],
-    licence: str,
-) -> Bundle:
+def write_bundle(folder: Path, backbone: Backbone, card: Manifest) -> Bundle:
     """Write the graph and its card.
 
     Args:
         folder: Where; made if missing.
         backbone: The model.
-        name: The model's name in requests and answers.
-        architecture: For example `vit_tiny`.
-        spec: How photographs become its input.
-        training: Recipe and data.
-        evaluation: Measured figures with their commands.
-        licence: Of the weights.
-
-    Raises:
-        BundleError: As `describe` does; nothing is written then.
+        card: What `card_of` gives of it.
     """
-    card = describe(
-        backbone,
-        name=name,
-        architecture=architecture,
-        spec=spec,
-        training=training,
-        evaluation=evaluation,
-        licence=licence,
-    )
     folder.mkdir(parents=True, exist_ok=True)
-    write_graph(backbone, spec, folder / GRAPH)
+    write_graph(backbone, card.input, folder / GRAPH)
     manifest = card.model_copy(update={"files": {GRAPH: sha256(folder / GRAPH)}})
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     return Bundle.load(folder)

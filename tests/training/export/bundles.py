@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from service.bundle import Bundle
-from training.export.onnx import input_spec, write_bundle
+from training.export.onnx import card_of, input_spec, write_bundle
 from training.models.backbone import Backbone
 
 
@@ -12,10 +12,13 @@ def seeded_bundle(folder: Path, model: Backbone, architecture: str) -> Bundle:
     return write_bundle(
         folder,
         model,
-        name="seeded",
-        architecture=architecture,
-        spec=input_spec(model, 64),
-        training={},
-        evaluation=(),
-        licence="Apache-2.0",
+        card_of(
+            model,
+            name="seeded",
+            architecture=architecture,
+            spec=input_spec(model, 64),
+            training={},
+            evaluation=(),
+            licence="Apache-2.0",
+        ),
     )

@@ -7,7 +7,7 @@ import torch
 
 from service.bundle import BundleError, InputSpec
 from tests.training.export.bundles import seeded_bundle
-from training.export.onnx import OUTPUTS, Graph, input_spec, write_bundle
+from training.export.onnx import OUTPUTS, Graph, card_of, input_spec, write_bundle
 from training.models.resnet import BasicBlock, ResNet
 from training.models.swin import SwinTransformer
 from training.models.vit import VisionTransformer
@@ -116,5 +116,5 @@ def test_what_no_bundle_can_say_is_refused_before_anything_is_written(
         "licence": "MIT",
     }
     with pytest.raises(BundleError, match=words):
-        write_bundle(tmp_path / "bundle", model, **fields | changes)
+        write_bundle(tmp_path / "bundle", model, card_of(model, **fields | changes))
     assert not (tmp_path / "bundle").exists()

@@ -14,7 +14,7 @@ from service.bundle import INT8_GRAPH, MANIFEST, Bundle
 from service.engines.choose import instructions
 from tests.data import dataset
 from training.commands import app
-from training.export.onnx import input_spec, write_bundle
+from training.export.onnx import card_of, input_spec, write_bundle
 from training.export.precision import add_int8
 from training.models.vit import VisionTransformer
 
@@ -26,12 +26,15 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return write_bundle(
         tmp_path_factory.mktemp("bundle") / "plain",
         model,
-        name="seeded",
-        architecture="vit",
-        spec=input_spec(model, 32),
-        training={},
-        evaluation=(),
-        licence="Apache-2.0",
+        card_of(
+            model,
+            name="seeded",
+            architecture="vit",
+            spec=input_spec(model, 32),
+            training={},
+            evaluation=(),
+            licence="Apache-2.0",
+        ),
     )
 
 
