@@ -104,7 +104,7 @@ def test_an_image_that_the_model_fails_on_is_left_out_and_listed(
     run = Graph.__call__
 
     def failing(graph: Graph, images: np.ndarray, outputs: tuple[str, ...]) -> Outputs:
-        if images.min() == 255:
+        if (images.min(axis=(1, 2, 3)) == 255).any():  # whatever it shares a batch with
             raise MemoryError("no room")
         return run(graph, images, outputs)
 
