@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -74,8 +73,6 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         await gateway.models.start()
-        # What Pillow finds odd in an image is the client's to know; hostile ones fill the log.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
         # What start-up made lives as long as the process: the collector need not look at it again.
         gc.freeze()
         try:

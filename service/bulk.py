@@ -24,6 +24,7 @@ from service.models import Models
 from service.pooling import outputs_for, pool, unit
 from service.schemas import EmbedOptions
 from service.settings import Settings
+from service.telemetry import codecs
 
 AT_ONCE = 64  # images read, decoded or in the model at a time
 
@@ -80,6 +81,7 @@ async def embed_here(settings: Settings, options: EmbedOptions, files: Sequence[
         EngineUnavailable: Its engine cannot be had.
         InvalidOption: An option does not suit the model.
     """
+    codecs.silence()
     models = Models(settings)
     model = models[models.default]
     view = model.view(options)

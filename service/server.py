@@ -24,7 +24,7 @@ from service.protocol import Config, Protocol, State
 from service.routes.gateway import Gateway
 from service.settings import Settings
 from service.stalled import reset_stalled
-from service.telemetry import libtiff
+from service.telemetry import codecs
 from service.telemetry.traces import TracesUnavailable
 
 # What a person who starts the server is told in one line.
@@ -51,7 +51,7 @@ def run(settings: Settings, listener: socket.socket, started: Callable[[str], No
         Exception: One of `FAILURES`, if the server cannot start.
     """
     _allow_files(settings.max_connections + OWN_FILES)
-    libtiff.silence()
+    codecs.silence()
     app = create_app(settings)
     config = Config(
         settings,

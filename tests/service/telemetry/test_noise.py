@@ -11,7 +11,7 @@ from PIL import Image
 from service.bundle import Bundle
 from tests.data import dataset
 from tests.redis_servers import RedisServer
-from tests.service.processes import Serving, serving
+from tests.service.processes import Serving, foveal, serving
 
 PARTS = {"Content-Type": "multipart/form-data; boundary=x"}
 
@@ -43,15 +43,19 @@ def damaged_strip() -> bytes:
     return file.getvalue().replace(file.getvalue()[20:60], bytes(40))
 
 
-def hostile(server: Serving) -> list[int]:
-    """Send what libraries find much to say about, and give the statuses of the answers."""
-    pictures = [
+def pictures() -> list[bytes]:
+    """What codecs find much to say about."""
+    return [
         *(fax(scheme, 2000) for scheme in (2, 3, 4)),
         fax(4, 800, *((tag, 0, 1, 1) for tag in range(40_000, 40_500))),
         fax(4, 800, *((tag, 7, 1, 1) for tag in range(40_000, 40_500))),
         damaged_strip(),
         *(path.read_bytes() for path in sorted(dataset("odd_public").glob("pub_*.tif*"))),
     ]
+
+
+def hostile(server: Serving) -> list[int]:
+    """Send what libraries find much to say about, and give the statuses of the answers."""
     forms = [
         b"no boundary",
         b"--x\r\nno header\r\n\r\n",
@@ -60,7 +64,7 @@ def hostile(server: Serving) -> list[int]:
     ]
     with httpx.Client(base_url=server.address, timeout=60) as client:
         tiff = {"Content-Type": "image/tiff"}
-        answers = [client.post("/embed", content=data, headers=tiff) for data in pictures]
+        answers = [client.post("/embed", content=data, headers=tiff) for data in pictures()]
         answers += [client.post("/embed", content=form, headers=PARTS) for form in forms]
     return [answer.status_code for answer in answers]
 
@@ -80,3 +84,12 @@ def test_nor_do_they_where_workers_serve(bundle: Bundle, redis8: RedisServer) ->
     shared = {"FOVEAL_REDIS_URL": redis8.url, "FOVEAL_INDEX": "redis", "FOVEAL_THREADS": "1"}
     with serving("--workers", 2, "--model", bundle.path, **shared) as server:
         assert_silent(server)
+
+
+def test_nor_does_a_folder_of_them_on_the_command_line(bundle: Bundle, tmp_path: Path) -> None:
+    for number, data in enumerate(pictures()):
+        (tmp_path / f"{number}.tiff").write_bytes(data)
+    out = tmp_path / "vectors.npz"
+    ended = foveal("embed", tmp_path, "--out", out, "--model", bundle.path)
+    said = ended.stderr.splitlines()
+    assert not [line for line in said if "TIFF" in line or "Warning" in line]
