@@ -1,13 +1,15 @@
 """Stands in for Triton's ONNX Runtime backend, of which no build is to be had for tests.
 
 A Python-based backend: Triton itself runs it (in another environment than the tests') for every
-model whose configuration says `backend: "onnxruntime"`. Server, batcher and protocol are real. Two
-files beside a model's configuration change how it runs: `seconds` holds how long every run takes
-longer, and where `broken` is, every run fails and adds a letter to it.
+model whose configuration says `backend: "onnxruntime"`. Server, batcher and protocol are real.
+Files beside a model's configuration change how it runs: `seconds` holds how long every run takes
+longer, where `held` is, every run makes a file `begun` and waits until `held` is gone, and where
+`broken` is, every run fails and adds a letter to it.
 """
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +32,16 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """Run all requests as one batch, as the real backend does with what was batched."""
-        if (self._folder / "seconds").exists():
+        with suppress(FileNotFoundError):
             time.sleep(float((self._folder / "seconds").read_text()))
+        if (self._folder / "held").exists():
+            (self._folder / "begun").touch()
+            while (self._folder / "held").exists():
+                time.sleep(0.005)
         if (self._folder / "broken").exists():
-            with (self._folder / "broken").open("a") as failures:
+            # Healed meanwhile, it must not be there again.
+            with suppress(FileNotFoundError), (self._folder / "broken").open("r+") as failures:
+                failures.seek(0, 2)
                 failures.write("x")
             failure = triton.InferenceResponse(error=triton.TritonError("the backend is broken"))
             return [failure for _ in requests]

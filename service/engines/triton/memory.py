@@ -44,8 +44,8 @@ class Region:
         self._path = FOLDER / self.name
         self._file = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
-            # Held as long as this process lives, see `sweep`.
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Held as long as this process lives, see `sweep`, which may be trying it just now.
+            fcntl.flock(self._file, fcntl.LOCK_EX)
             # Taken at once: writing to what was merely promised kills a process without room.
             os.posix_fallocate(self._file, 0, size)
             self._memory = mmap.mmap(self._file, size)
@@ -137,7 +137,8 @@ def sweep() -> None:
             continue
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
+            if os.fstat(file).st_size:  # one that is being made has none before it is locked
+                path.unlink(missing_ok=True)
         except OSError:  # of a gateway that lives
             continue
         finally:

@@ -1,5 +1,4 @@
 import asyncio
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from service.bundle import DEFAULT, GRAPH, Bundle, BundleError
 from service.engines.base import EngineUnavailable
 from service.engines.onnx import Graph, OnnxEngine, pad, providers
 from tests.bundles import DIM, HEADS, PATCH, graph, make_bundle, weights
+from tests.commands import run
 from tests.service.engines.batches import OUTPUTS, cosines, images, photographs
 
 
@@ -225,7 +225,7 @@ async def main():
 
 asyncio.run(main())
 """
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    told = run([sys.executable, "-c", program], timeout=300)
     assert told.returncode == 0, told.stderr
     largest = 2048 * 2048 * 3 * np.dtype(np.float32).itemsize
     assert int(told.stdout) < 2 * largest
@@ -249,6 +249,5 @@ def test_onnx_runtime_is_told_to_report_nothing_before_it_loads(
     module: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
-    command = [sys.executable, "-c", TOLD, module]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert said == "1\n"
+    ended = run([sys.executable, "-c", TOLD, module], timeout=300)
+    assert (ended.returncode, ended.stdout) == (0, "1\n"), ended.stderr

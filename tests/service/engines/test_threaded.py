@@ -1,23 +1,30 @@
 import asyncio
 import threading
-import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from service.bundle import Bundle
+from service.engines import threaded
 from service.engines.base import Images, Outputs
 from service.engines.threaded import ThreadedEngine, best_batch, buckets
+from tests.clock import Clock
 
 SIZES = (1, 2, 4, 8)
 IMAGE = np.zeros((1, 64, 64, 3), np.uint8)
 
 
 class Recorder:
-    """Stands for a graph: notes the batches that it is given, and may be held back."""
+    """Stands for a graph: notes the batches that it is given, and may be held back.
 
-    def __init__(self) -> None:
+    Args:
+        clock: Shows that a run takes `seconds`.
+    """
+
+    def __init__(self, clock: Clock | None = None) -> None:
+        self.clock = clock or Clock()
         self.batches: list[int] = []
         self.seconds = 0.0
         self.started = threading.Event()
@@ -27,8 +34,8 @@ class Recorder:
     def __call__(self, images: Images, outputs: tuple[str, ...]) -> Outputs:
         self.batches.append(len(images))
         self.started.set()
-        assert self.may_go.wait(10)
-        time.sleep(self.seconds)
+        assert self.may_go.wait(60)
+        self.clock.now += self.seconds
         return {name: images.mean((1, 2), dtype=np.float32) for name in outputs}
 
 
@@ -40,6 +47,14 @@ def make(bundle: Bundle) -> MakeEngine:
     return lambda beside, alone: ThreadedEngine(
         "recorder", "fp32", bundle, beside=beside, alone=alone, threads=2, batches=(4,)
     )
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """What runs are timed by."""
+    clock = Clock()
+    monkeypatch.setattr(threaded, "time", SimpleNamespace(perf_counter=clock))
+    return clock
 
 
 async def test_a_lone_run_gets_all_cores_and_runs_side_by_side_get_one_each(
@@ -54,8 +69,8 @@ async def test_a_lone_run_gets_all_cores_and_runs_side_by_side_get_one_each(
     await engine.close()
 
 
-async def test_warm_up_runs_every_power_of_two_both_ways(make: MakeEngine) -> None:
-    beside, alone = Recorder(), Recorder()
+async def test_warm_up_runs_every_power_of_two_both_ways(make: MakeEngine, clock: Clock) -> None:
+    beside, alone = Recorder(clock), Recorder(clock)
     beside.seconds = 0.02
     engine = make(beside, alone)
     assert not engine.ready
@@ -67,8 +82,10 @@ async def test_warm_up_runs_every_power_of_two_both_ways(make: MakeEngine) -> No
     assert not engine.ready
 
 
-async def test_a_graph_that_all_cores_run_no_quicker_is_run_by_one(make: MakeEngine) -> None:
-    beside, alone = Recorder(), Recorder()
+async def test_a_graph_that_all_cores_run_no_quicker_is_run_by_one(
+    make: MakeEngine, clock: Clock
+) -> None:
+    beside, alone = Recorder(clock), Recorder(clock)
     alone.seconds = 0.02
     engine = make(beside, alone)
     await engine.warm_up()
@@ -83,7 +100,7 @@ async def test_close_lets_a_run_finish(make: MakeEngine) -> None:
     engine = make(Recorder(), alone)
     alone.may_go.clear()
     run = asyncio.create_task(engine.infer(IMAGE, ("embedding",), lone=True))
-    await asyncio.to_thread(alone.started.wait)
+    assert await asyncio.to_thread(alone.started.wait, 60)
     closing = asyncio.create_task(engine.close())
     alone.may_go.set()
     assert set(await run) == {"embedding"}
@@ -117,14 +134,18 @@ async def test_the_batch_chosen_is_the_largest_that_is_nearly_the_quickest(
 
 async def test_batches_are_timed_with_a_run_on_every_thread(bundle: Bundle) -> None:
     together: list[int] = []
-    running = 0
+    running, counting, met = 0, threading.Lock(), threading.Event()
 
     def beside(images: Images, outputs: tuple[str, ...]) -> Outputs:
         nonlocal running
-        running += 1
-        together.append(running)
-        time.sleep(0.01)
-        running -= 1
+        with counting:
+            running += 1
+            together.append(running)
+        if running == 2:
+            met.set()
+        met.wait(60)
+        with counting:
+            running -= 1
         return {}
 
     engine = ThreadedEngine(

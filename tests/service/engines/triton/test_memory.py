@@ -1,12 +1,14 @@
 import errno
+import fcntl
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from service.engines.triton import memory
 from service.engines.triton.memory import FOLDER, Region, Regions, sweep
+from tests.commands import run
 from tests.service.engines.batches import images
 
 
@@ -52,33 +54,58 @@ def test_without_room_pixels_go_another_way_and_one_line_tells(
     regions = Regions(4)
     region = regions.take(10, 100)
     assert region is not None
-    held = {path.name for path in FOLDER.iterdir()}
+    made: list[str] = []
 
-    def no_room(*_: object) -> None:
+    def no_room(file: int, *_: object) -> None:
+        made.append(os.readlink(f"/proc/self/fd/{file}"))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", no_room)
     assert regions.take(10, 100) is None
     assert regions.take(10, 100) is None
-    assert {path.name for path in FOLDER.iterdir()} == held
+    (lost,) = made
+    assert lost.startswith(str(FOLDER / "foveal-"))
+    assert not Path(lost).exists()
     assert caplog.text.count("has no room for 100 bytes (No space left on device): 1 runs") == 1
     regions.give(region)
     assert regions.take(10, 100) is region
     regions.close()
 
 
-def test_what_a_killed_process_left_is_swept_and_what_a_living_one_has_is_not() -> None:
+def test_what_a_killed_process_left_is_swept_and_what_a_living_one_has_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder of its own, which no other gateway sweeps meanwhile."""
     program = """
-import os, signal
-from service.engines.triton.memory import Region
-print(Region(1000).name, flush=True)
+import os, pathlib, signal, sys
+from service.engines.triton import memory
+memory.FOLDER = pathlib.Path(sys.argv[1])
+print(memory.Region(1000).name, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    left: Path = FOLDER / told.stdout.strip()
-    assert left.exists(), told.stderr
+    told = run([sys.executable, "-c", program, tmp_path], timeout=300)
+    left = tmp_path / told.stdout.strip()
+    assert left.is_file(), told.stderr
+    monkeypatch.setattr(memory, "FOLDER", tmp_path)
     mine = Region(1000)
     sweep()
     assert not left.exists()
-    assert (FOLDER / mine.name).exists()
+    assert (tmp_path / mine.name).exists()
     mine.close()
+
+
+def test_what_another_process_is_making_just_now_is_not_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "FOLDER", tmp_path)
+    lock = fcntl.flock
+
+    def swept_before(file: int, how: int) -> None:
+        monkeypatch.setattr(fcntl, "flock", lock)
+        sweep()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", swept_before)
+    region = Region(1000)
+    assert (tmp_path / region.name).stat().st_size == 1000
+    region.close()
