@@ -132,7 +132,7 @@ def together(folder: Path, processes: int = 2) -> None:
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=300,
+        timeout=1200,
     )
 
 

@@ -124,6 +124,7 @@ def test_an_address_keeps_its_brackets(foveal_train, tmp_path, monkeypatch):
     (tmp_path / "a[").mkdir()
     (tmp_path / "a[/b].pth").write_bytes(b"no weights" * 1000)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
     threading.Thread(target=server.serve_forever).start()
     address = f"http://127.0.0.1:{server.server_port}/a[/b].pth"

@@ -63,11 +63,12 @@ def test_auto_precision_is_bf16_where_the_processor_has_it():
 
 
 def test_bf16_gives_nearly_the_losses_of_fp32():
-    single, _ = losses(small(), 6)
-    half, state = losses(small(precision="bf16"), 6)
+    # From other seeds' starts the losses swing, and a processor's rounding with them.
+    single, _ = losses(small(seed=3), 6)
+    half, state = losses(small(seed=3, precision="bf16"), 6)
     assert [r["loss"] for r in half] != [r["loss"] for r in single]
     for record, wanted in zip(half, single, strict=True):
-        assert record["loss"] == pytest.approx(wanted["loss"], rel=0.05)
+        assert record["loss"] == pytest.approx(wanted["loss"], rel=0.02)
     assert {value.dtype for value in state["objective"].values()} == {torch.float32}
 
 

@@ -1,6 +1,8 @@
 import gc
 import logging
 import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -135,12 +137,14 @@ def test_batches_do_not_depend_on_the_number_of_workers(loader, source):
 
 @pytest.mark.parametrize("loader", [by_workers, on_device])
 def test_workers_stay_for_the_next_epoch(loader, small):
+    others = set(multiprocessing.active_children())  # those of a loader that is not yet collected
     alone, several = loader(small), loader(small, workers=2)
     next(several.epoch(0))  # given up in the middle
-    before = {child.pid for child in multiprocessing.active_children()}
+    workers = set(multiprocessing.active_children()) - others
+    assert len(workers) == 2
     assert equal(list(alone.epoch(1, 2)), list(several.epoch(1, 2)))
     assert equal(list(alone.epoch(2)), list(several.epoch(2)))
-    assert {child.pid for child in multiprocessing.active_children()} == before
+    assert set(multiprocessing.active_children()) - others == workers
 
 
 @pytest.mark.parametrize("loader", [by_workers, on_device])
@@ -215,9 +219,22 @@ def test_an_image_that_no_decoder_reduces_is_reduced_before_it_is_copied(tmp_pat
 
 
 def test_images_that_would_fill_the_device_are_refused_before_all_are_decoded(small, monkeypatch):
-    asked = []
-    picture = small.picture
-    monkeypatch.setattr(small, "picture", lambda index: asked.append(index) or picture(index))
+    asked, refused = [], threading.Event()
+    decode = small.picture
+
+    def picture(index):
+        asked.append(index)
+        # All of them could be decoded before the first is looked at.
+        assert index == 0 or refused.wait(timeout=60)
+        return decode(index)
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, *arguments, **options):
+            refused.set()
+            super().shutdown(*arguments, **options)
+
+    monkeypatch.setattr(small, "picture", picture)
+    monkeypatch.setattr(loaders, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(loaders, "memory", lambda device: 10_000)
     with pytest.raises(DataError, match=r"bytes, and cpu has 10,000, .*; set resident=false"):
         resident(small)

@@ -1,7 +1,6 @@
 """What Triton is told of a bundle, read by Triton's own protobuf, and by Triton itself."""
 
 import asyncio
-import time
 
 import numpy as np
 import onnx
@@ -17,6 +16,7 @@ from service.engines.onnx import OnnxEngine
 from tests.bundles import make_bundle
 from tests.training.export.bundles import seeded_bundle
 from tests.triton_servers import running
+from tests.waiting import wait_until
 from training.export import triton as export
 from training.export.fixed_size import fixed_size
 from training.export.triton import write_repository
@@ -380,8 +380,7 @@ def test_triton_serves_what_was_written_and_follows_a_new_version(tiny, reposito
         for bundle, version in ((tiny, "1"), (other, "2"), (tiny, "1")):
             write_repository(bundle, repository)
             with InferenceServerClient(server.url) as client:
-                config = wait_for(client, version)
-            assert config.parameters["digest"].string_value == bundle.digest
+                wait_for(client, version, bundle.digest)
             given = infer(server.url, "tiny", images, outputs)
             truth = expected(bundle, images, outputs)
             for name in outputs:
@@ -389,10 +388,12 @@ def test_triton_serves_what_was_written_and_follows_a_new_version(tiny, reposito
         assert "failed to load" not in server.log.read_text()
 
 
-def wait_for(client, version):
-    """The served model's configuration, as soon as it is that of the version."""
-    for _ in range(200):
-        if client.is_model_ready("tiny", version):
-            return client.get_model_config("tiny", version).config
-        time.sleep(0.1)
-    raise AssertionError(f"version {version} does not come")
+def wait_for(client, version, digest):
+    """Wait until the bundle of the digest is what answers, as this version."""
+
+    def answers():
+        config = client.get_model_config("tiny").config
+        same = config.parameters["digest"].string_value == digest
+        return same and client.is_model_ready("tiny", version)
+
+    wait_until(answers, 300)

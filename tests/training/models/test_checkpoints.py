@@ -170,7 +170,7 @@ def test_filtered_positions_equal_torchs(count):
         image, size=(count, 37), mode="bicubic", antialias=True
     )
     actual = values @ antialiased_weights(torch.arange(float(count)), 37).T
-    torch.testing.assert_close(actual, expected[0, :, :, 0], atol=2e-6, rtol=0)
+    torch.testing.assert_close(actual, expected[0, :, :, 0], atol=5e-6, rtol=0)
     if count == 37:
         assert torch.equal(actual, values)
 

@@ -178,7 +178,8 @@ def test_gradients_do_not_depend_on_which_attention_ran(monkeypatch):
         model.zero_grad()
         (model(images) * direction).sum().backward()
         gradients.append(model.blocks[0].attn.qkv.weight.grad.clone())
-    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+    # Beside entries of 18, and 0.7 on average, that is what single precision leaves.
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
 def test_stochastic_depth_grows_from_block_to_block():
