@@ -17,6 +17,6 @@ def rehearsed(benchmark: str, out: Path) -> dict[str, Any]:
         cwd=ROOT,
         env={**os.environ, "OUT": str(out), "OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=600,
+        timeout=3600,
     )
     return json.loads((out / f"{benchmark}_gpu.json").read_text())

@@ -79,7 +79,7 @@ def images(tmp_path):
 
 
 def spec(port, images, **more):
-    return Spec(port=port, path="/", form="raw", images=images, **{"seconds": 0.5, **more})
+    return Spec(port=port, path="/", form="raw", images=images, **{"seconds": 1.0, **more})
 
 
 def test_a_closed_loop_counts_each_status(serve, images):

@@ -1,5 +1,7 @@
+import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ if os.fork() == 0:
         time.sleep(600)
     os._exit(0)
 os.wait()
+print("an orphan", flush=True)
 time.sleep(600)
 """
 BUSY = "while True: pass"
@@ -34,34 +37,35 @@ def start(tmp_path):
 
 
 def wait_for(condition):
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < limit
         time.sleep(0.02)
 
 
-def alive(pid):
+def state(pid):
+    """As `ps` has it; that of a process that is no more is Z too."""
     try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
 
 
-def test_orphans_belong_to_the_server_and_end_with_it(start):
+def test_orphans_belong_to_the_server_and_end_with_it(start, tmp_path):
     process = start(DAEMON)
-    wait_for(lambda: len(process.tree()) == 2)
-    orphan = process.tree()[1]
+    wait_for(lambda: (tmp_path / "log").read_text() == "an orphan\n")
+    server, orphan = process.tree()
+    assert os.getsid(orphan) not in (server, os.getsid(0))
     process.stop()
     assert process.ended
-    wait_for(lambda: not alive(orphan))
+    wait_for(lambda: state(orphan) == "Z")
 
 
 def test_a_paused_server_takes_no_processor_time(start):
     process = start(BUSY)
     wait_for(lambda: process.cpu() > 0)
     process.pause()
-    time.sleep(0.1)
+    wait_for(lambda: state(process.tree()[0]) == "T")
     before = process.cpu()
     time.sleep(0.3)
     assert process.cpu() == before
