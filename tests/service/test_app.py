@@ -81,7 +81,7 @@ def test_concurrent_requests_all_get_their_own_answer(client: httpx.Client) -> N
     alone = [client.post("/embed", content=photo, headers=PNG).json() for photo in photos]
 
     async def ask_all() -> list[dict]:
-        async with httpx.AsyncClient(base_url=client.base_url, timeout=30) as many:
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=60) as many:
             answers = await asyncio.gather(
                 *(many.post("/embed?size=64", content=p, headers=PNG) for p in photos)
             )

@@ -20,8 +20,9 @@ from tests.service.processes import foveal, serving
 
 def test_serve_says_where_it_listens_and_answers(bundle: Bundle, tmp_path: Path) -> None:
     with serving("--model", bundle.path, "--data", tmp_path) as server:
-        assert httpx.get(f"{server.address}/readyz").json()["model"] == "tiny"
-        answer = httpx.post(f"{server.address}/embed", content=photograph(), headers=PNG)
+        assert httpx.get(f"{server.address}/readyz", timeout=60).json()["model"] == "tiny"
+        url = f"{server.address}/embed"
+        answer = httpx.post(url, content=photograph(), headers=PNG, timeout=60)
         assert answer.is_success
         assert server.end() == 0
         assert server.log == ""
@@ -30,7 +31,7 @@ def test_serve_says_where_it_listens_and_answers(bundle: Bundle, tmp_path: Path)
 def test_ctrl_c_ends_it_without_a_traceback(bundle: Bundle, tmp_path: Path) -> None:
     with serving("--model", bundle.path, "--data", tmp_path) as server:
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(30) == 0
+        assert server.process.wait(60) == 0
         assert server.log == ""
 
 
@@ -45,7 +46,8 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(
         assert server.address.startswith("http://127.0.0.1:")
         for count, status in ((2, 200), (3, 413)):
             files = [("images", photograph())] * count
-            assert httpx.post(f"{server.address}/embed", files=files).status_code == status
+            answer = httpx.post(f"{server.address}/embed", files=files, timeout=60)
+            assert answer.status_code == status
 
 
 def test_show_config_prints_every_setting_with_its_origin_and_no_secret(tmp_path: Path) -> None:
@@ -128,9 +130,11 @@ def test_a_key_made_opens_the_door_and_its_file_does_not_hold_it(
     arguments = ("--model", bundle.path, "--data", tmp_path / "data")
     with serving(*arguments, FOVEAL_KEYS_FILE=str(file)) as server:
         url = f"{server.address}/embed"
-        assert httpx.post(url, content=photograph(), headers=PNG).status_code == 401
+        refused = httpx.post(url, content=photograph(), headers=PNG, timeout=60)
+        assert refused.status_code == 401
         key = {"Authorization": f"Bearer {secret}"}
-        assert httpx.post(url, content=photograph(), headers=PNG | key).status_code == 200
+        answer = httpx.post(url, content=photograph(), headers=PNG | key, timeout=60)
+        assert answer.status_code == 200
 
 
 def test_no_key_is_made_with_an_unknown_scope_or_an_odd_name() -> None:

@@ -208,11 +208,11 @@ def test_a_name_never_leaves_the_repository(settings: Settings, name: str) -> No
 
 def test_closing_does_not_wait_for_what_is_being_replaced(settings: Settings) -> None:
     async def started() -> None:
-        models = Models(settings)
+        models = Models(settings.model_copy(update={"request_timeout": 600}))
         await models.start()
         held = models["other"]
         await models.load("other")
-        await asyncio.wait_for(models.close(), 2)
+        await asyncio.wait_for(models.close(), 60)
         assert not held.pipeline.ready
         assert not models.ready
 

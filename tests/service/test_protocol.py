@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -17,6 +17,7 @@ from tests.service.exposition import samples
 from tests.service.gateways import assert_problem, photograph
 from tests.service.processes import serving
 from tests.service.wire import read_all, read_answer
+from tests.waiting import wait_until
 
 Connect = Callable[[], socket.socket]
 
@@ -28,26 +29,43 @@ UPGRADES = {
 }
 
 
-@pytest.fixture(scope="module")
-def address(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    arguments = ("--model", bundle.path, "--data", tmp_path_factory.mktemp("data"))
-    limits = {"FOVEAL_HEADER_TIMEOUT": "1", "FOVEAL_MAX_HEADER_BYTES": "4096"}
-    with serving(*arguments, **limits) as server:
+@contextmanager
+def limited(bundle: Bundle, data: Path, header_timeout: str) -> Iterator[tuple[str, int]]:
+    limits = {"FOVEAL_HEADER_TIMEOUT": header_timeout, "FOVEAL_MAX_HEADER_BYTES": "4096"}
+    with serving("--model", bundle.path, "--data", data, **limits) as server:
         url = httpx.URL(server.address)
         yield url.host, url.port
 
 
+@pytest.fixture(scope="module")
+def patient(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    with limited(bundle, tmp_path_factory.mktemp("data"), "600") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def hasty(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    with limited(bundle, tmp_path_factory.mktemp("data"), "2") as address:
+        yield address
+
+
+@contextmanager
+def connecting(address: tuple[str, int]) -> Iterator[Connect]:
+    with ExitStack() as opened:
+        yield lambda: opened.enter_context(socket.create_connection(address, timeout=60))
+
+
 @pytest.fixture
-def connect(address: tuple[str, int]) -> Iterator[Connect]:
-    opened: list[socket.socket] = []
+def connect(patient: tuple[str, int]) -> Iterator[Connect]:
+    with connecting(patient) as connect:
+        yield connect
 
-    def open_one() -> socket.socket:
-        opened.append(socket.create_connection(address, timeout=10))
-        return opened[-1]
 
-    yield open_one
-    for connection in opened:
-        connection.close()
+@pytest.fixture
+def connect_in_haste(hasty: tuple[str, int]) -> Iterator[Connect]:
+    """To a server that waits two seconds for headers."""
+    with connecting(hasty) as connect:
+        yield connect
 
 
 def parse(answer: bytes) -> httpx.Response:
@@ -57,8 +75,8 @@ def parse(answer: bytes) -> httpx.Response:
     return httpx.Response(int(status.split()[1]), headers=headers, content=body)
 
 
-def test_headers_that_trickle_in_are_cut_off(connect: Connect) -> None:
-    connection = connect()
+def test_headers_that_trickle_in_are_cut_off(connect_in_haste: Connect) -> None:
+    connection = connect_in_haste()
     connection.sendall(b"GET /livez HTTP/1.1\r\n")
     stop = threading.Event()
 
@@ -74,24 +92,26 @@ def test_headers_that_trickle_in_are_cut_off(connect: Connect) -> None:
     answer = parse(read_all(connection))
     stop.set()
     thread.join()
-    assert_problem(answer, 408, "headers_timeout", "1 s")
+    assert_problem(answer, 408, "headers_timeout", "2 s")
     assert answer.headers["connection"] == "close"
 
 
-def test_a_connection_that_says_nothing_is_closed(connect: Connect) -> None:
-    assert read_all(connect()) == b""
+def test_a_connection_that_says_nothing_is_closed(connect_in_haste: Connect) -> None:
+    assert read_all(connect_in_haste()) == b""
 
 
-def test_headers_that_trickle_in_after_a_first_request_are_cut_off(connect: Connect) -> None:
-    connection = connect()
+def test_headers_that_trickle_in_after_a_first_request_are_cut_off(
+    connect_in_haste: Connect,
+) -> None:
+    connection = connect_in_haste()
     connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
     assert read_answer(connection).startswith(b"HTTP/1.1 200")
     connection.sendall(b"GET /liv")
     assert_problem(parse(read_all(connection)), 408, "headers_timeout")
 
 
-def test_a_body_that_nobody_reads_does_not_hold_a_connection(connect: Connect) -> None:
-    connection = connect()
+def test_a_body_that_nobody_reads_does_not_hold_a_connection(connect_in_haste: Connect) -> None:
+    connection = connect_in_haste()
     connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\nabc")
     assert read_answer(connection).startswith(b"HTTP/1.1 404")
     connection.sendall(b"def")
@@ -130,7 +150,7 @@ def test_beyond_the_most_connections_requests_are_refused_and_probes_are_not(
     with serving(*arguments, FOVEAL_MAX_CONNECTIONS="2") as server, ExitStack() as stack:
         url = httpx.URL(server.address)
         first, second, third = (
-            stack.enter_context(socket.create_connection((url.host, url.port), timeout=10))
+            stack.enter_context(socket.create_connection((url.host, url.port), timeout=60))
             for _ in range(3)
         )
         # By the answers all three are known to be accepted.
@@ -147,8 +167,8 @@ def test_beyond_the_most_connections_requests_are_refused_and_probes_are_not(
         assert read_answer(second).startswith(b"HTTP/1.1 200")
 
 
-def test_pipelined_requests_are_answered_in_their_order(connect: Connect) -> None:
-    connection = connect()
+def test_pipelined_requests_are_answered_in_their_order(connect_in_haste: Connect) -> None:
+    connection = connect_in_haste()
     paths = ("/livez", "/readyz", "/nothing")
     connection.sendall(b"".join(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % p.encode() for p in paths))
     answers = read_all(connection)  # until the connection has been idle for long
@@ -245,10 +265,11 @@ def test_answers_outside_of_the_application_are_told_of_like_all_others(
         url = httpx.URL(server.address)
         answers = []
         for case in cases:
-            with socket.create_connection((url.host, url.port), timeout=10) as connection:
+            with socket.create_connection((url.host, url.port), timeout=60) as connection:
                 connection.sendall(case)
                 answers.append(parse(read_all(connection)))
-        text = httpx.get(url.join("/metrics")).text
+        wait_until(lambda: server.log.count("foveal.access") == len(cases))
+        text = httpx.get(url.join("/metrics"), timeout=60).text
         lines = [json.loads(line) for line in server.log.splitlines()]
     told = [line for line in lines if line["logger"] == "foveal.access"][: len(cases)]
     assert [(line["method"], line["path"], line["status"]) for line in told] == [*cases.values()]

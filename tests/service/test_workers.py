@@ -17,12 +17,12 @@ from tests.waiting import wait_until
 def children(pid: int) -> set[int]:
     """Those that serve; multiprocessing's resource tracker does not."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    serving = (c for c in found if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes())
-    return {int(child) for child in serving}
+    return {int(child) for child in found if b"spawn_main" in _command(child)}
 
 
 def answering(server: Serving, photo: bytes) -> int:
-    return httpx.post(f"{server.address}/embed", content=photo, headers=PNG).status_code
+    url = f"{server.address}/embed"
+    return httpx.post(url, content=photo, headers=PNG, timeout=60).status_code
 
 
 def served(folder: Path, worker: int) -> bool:
@@ -31,7 +31,8 @@ def served(folder: Path, worker: int) -> bool:
 
 
 def counted(server: Serving) -> float:
-    families = text_string_to_metric_families(httpx.get(f"{server.address}/metrics").text)
+    answer = httpx.get(f"{server.address}/metrics", timeout=60)
+    families = text_string_to_metric_families(answer.text)
     return sum(
         sample.value
         for family in families
@@ -52,6 +53,8 @@ def test_workers_share_port_metrics_and_end_and_the_dead_are_replaced(
         photo = photograph()
         # Whichever answers the scrape knows of all requests, whoever answered those.
         assert [answering(server, photo) for _ in range(20)] == [200] * 20
+        # A request is counted just after its answer.
+        wait_until(lambda: counted(server) >= 20)
         assert {counted(server) for _ in range(10)} == {20}
 
         victim, other = children(parent)
@@ -60,6 +63,7 @@ def test_workers_share_port_metrics_and_end_and_the_dead_are_replaced(
         assert other in children(parent)
         assert f"Worker {victim} died with status -9" in server.log
         assert answering(server, photo) == 200
+        wait_until(lambda: counted(server) > 20)
         assert counted(server) == 21
 
         last = children(parent)
@@ -102,8 +106,15 @@ def test_what_keeps_workers_from_starting_is_told_once(
     assert "bundle.json" in ended.stderr
 
 
+def _command(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended
+        return b""
+
+
 def _runs(pid: int) -> bool:
     try:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False

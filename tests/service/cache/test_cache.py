@@ -13,13 +13,15 @@ from service.cache.redis import PREFIX
 from service.settings import Settings
 from tests.redis_servers import RedisServer
 
+pytestmark = pytest.mark.usefixtures("patient_writes")
+
 
 def array(seed: int = 0, size: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=size).astype(np.float32)
 
 
 def shared(server: RedisServer, **settings: Any) -> Cache:
-    return Cache(Settings(redis_url=server.url, **{"cache_redis_timeout": 5, **settings}))
+    return Cache(Settings(redis_url=server.url, **{"cache_redis_timeout": 60, **settings}))
 
 
 async def filled(server: RedisServer, *keys: str) -> None:
@@ -118,12 +120,15 @@ async def test_one_who_gives_up_leaves_the_others_their_answer(redis_server: Red
 
 
 async def test_an_entry_is_forgotten_after_its_time(redis_server: RedisServer) -> None:
-    cache = shared(redis_server, cache_ttl=0.2)
-    cache.put("key", array())
-    await cache.close()
-    assert 0 < redis_server("PTTL", f"{PREFIX}key") <= 200
+    for key, seconds in (("later", 600), ("soon", 0.2)):
+        cache = shared(redis_server, cache_ttl=seconds)
+        cache.put(key, array())
+        await cache.close()
+        assert cache.redis is not None
+        assert cache.redis.writes == {"stored": 1}
+    assert 0 < redis_server("PTTL", f"{PREFIX}later") <= 600_000
     async with asyncio.timeout(30):
-        while redis_server("EXISTS", f"{PREFIX}key"):  # noqa: ASYNC110 - nothing tells
+        while redis_server("EXISTS", f"{PREFIX}soon"):  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.05)
 
 

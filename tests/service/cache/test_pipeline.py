@@ -13,9 +13,10 @@ from tests.service.test_pipeline import CROP, after, ask, opened, photos
 
 
 def sharing(server: RedisServer, **settings: Any) -> dict[str, Any]:
-    return {"redis_url": server.url, "cache_redis_timeout": 5, **settings}
+    return {"redis_url": server.url, "cache_redis_timeout": 60, **settings}
 
 
+@pytest.mark.usefixtures("patient_writes")
 async def test_one_gateway_answers_from_what_another_computed(
     bundle: Bundle, redis_server: RedisServer
 ) -> None:
@@ -38,6 +39,7 @@ async def test_one_gateway_answers_from_what_another_computed(
         assert pipeline.requests["hit"] == 5
 
 
+@pytest.mark.usefixtures("patient_writes")
 async def test_only_what_redis_does_not_have_is_computed(
     bundle: Bundle, redis_server: RedisServer
 ) -> None:
@@ -54,13 +56,14 @@ async def test_only_what_redis_does_not_have_is_computed(
 
 @pytest.mark.parametrize("fault", ["killed", "frozen"])
 async def test_no_photograph_fails_when_redis_does(
-    bundle: Bundle, redis_server: RedisServer, fault: str
+    bundle: Bundle, redis_server: RedisServer, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("service.breaker.FIRST_PAUSE", 600)
     data = photos(12)
     async with opened(bundle, threads=2) as (pipeline, engine):
         engine.max_batch = 1
         alone = [await ask(pipeline, one) for one in data]
-    short = sharing(redis_server, cache_redis_timeout=0.1, cache_bytes=0, threads=2)
+    short = sharing(redis_server, cache_redis_timeout=1, cache_bytes=0, threads=2)
     async with opened(bundle, **short) as (pipeline, _):
         await ask(pipeline, data[0])
         (redis_server.kill if fault == "killed" else redis_server.freeze)()

@@ -24,6 +24,7 @@ def gateways(
         data=tmp_path / "unused",
         index="redis",
         redis_url=SecretStr(own_redis8.url),
+        index_timeout=60,
         threads=1,
     )
     with ExitStack() as stack:

@@ -48,10 +48,10 @@ def test_a_head_has_no_body_and_is_told_of_as_a_head(bundle: Bundle, tmp_path: P
     settings = {"FOVEAL_ACCESS_LOG": "true", "FOVEAL_LOG_FORMAT": "json"}
     with serving("--model", bundle.path, "--data", tmp_path, **settings) as server:
         url = httpx.URL(server.address)
-        with socket.create_connection((url.host, url.port), timeout=10) as connection:
+        with socket.create_connection((url.host, url.port), timeout=60) as connection:
             connection.sendall(("\r\n".join(lines) + "Connection: close\r\n\r\n").encode())
             answers = read_all(connection)
-        text = httpx.get(url.join("/metrics")).text
+        text = httpx.get(url.join("/metrics"), timeout=60).text
         told = [json.loads(line) for line in server.log.splitlines()]
     *heads, rest = answers.split(b"\r\n\r\n")
     assert rest == b""

@@ -108,6 +108,7 @@ def test_new_versions_are_taken_into_use_without_a_failed_request(served: Served
         so_far = [len(answers) for answers in seen]
         while any(len(now) < before + 3 for now, before in zip(seen, so_far, strict=True)):
             assert not failures
+            assert all(thread.is_alive() for thread in threads)
             time.sleep(0.01)
 
     try:

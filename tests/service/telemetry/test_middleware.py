@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.service.gateways import PNG, Serve, photograph
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,12 @@ def timings(answer: httpx.Response) -> dict[str, float]:
     entries = answer.headers["server-timing"].split(", ")
     matches = [re.fullmatch(r"(\w+);dur=(\d+\.\d{3})", entry) for entry in entries]
     return {match[1]: float(match[2]) for match in matches}
+
+
+def lines(caplog: pytest.LogCaptureFixture, *paths: str) -> list[logging.LogRecord]:
+    """Those of the access log of these paths."""
+    told = (record for record in caplog.records if record.name == "foveal.access")
+    return [record for record in told if record.fields["path"] in paths]
 
 
 def test_the_stages_of_an_image_add_up_to_no_more_than_the_whole(client: httpx.Client) -> None:
@@ -51,10 +58,13 @@ def test_any_other_is_replaced(client: httpx.Client, given: str | bytes) -> None
 def test_a_line_a_request_names_it_and_its_outcome(
     client: httpx.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
+    paths = ("/embed", "/new%0aline")
     with caplog.at_level(logging.INFO, "foveal.access"):
         client.post("/embed?size=64", files=[("images", photograph(78))] * 2)
         client.get("/new%0aline")
-    first, second = (record for record in caplog.records if record.name == "foveal.access")
+        # A line is written just after its answer.
+        wait_until(lambda: len(lines(caplog, *paths)) >= 2)
+    first, second = lines(caplog, *paths)
     fields = first.fields
     assert fields["method"], fields["status"] == ("POST", 200)
     assert (fields["route"], fields["path"], fields["images"]) == ("/embed", "/embed", 2)
