@@ -45,7 +45,7 @@ class Stack:
         return done.stdout.strip() if check else done.stdout + done.stderr
 
     def up(self, *services: str, **environment: str) -> None:
-        self("up", "--detach", "--wait", "--wait-timeout", "90", *services, **environment)
+        self("up", "--detach", "--wait", "--wait-timeout", "300", *services, **environment)
 
     def container(self, service: str) -> str:
         return self("ps", "--quiet", service)
@@ -54,7 +54,12 @@ class Stack:
         return self.docker.inspect(self.container(service))["State"]
 
     def post(self, path: str, image: bytes, **options: object) -> httpx.Response:
-        return httpx.post(self.url + path, content=image, headers=PNG, params=options, timeout=30)
+        return httpx.post(self.url + path, content=image, headers=PNG, params=options, timeout=60)
+
+    def put(self, item: str, image: bytes) -> None:
+        address = f"{self.url}/collections/{item}"
+        answer = httpx.put(address, content=image, headers=PNG, timeout=60)
+        assert answer.status_code in (200, 201), answer.text
 
     def ask(self, path: str, image: bytes, **options: object) -> dict:
         answer = self.post(path, image, **options)
@@ -62,7 +67,7 @@ class Stack:
         return answer.json()
 
     def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while True:
             try:
                 if httpx.get(f"{self.url}/readyz").status_code == 200:
@@ -76,7 +81,7 @@ class Stack:
         """Replace the gateways as a user does, who has `deploy/rolling/compose.yml`."""
         command = [ROOT / "deploy/rolling/replace.sh"]
         environment = self.docker.environment | self.environment | {"COMPOSE_PROJECT_NAME": PROJECT}
-        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
+        subprocess.run(command, env=environment, check=True, capture_output=True, timeout=900)
 
     def down(self) -> None:
         self("--profile", "*", "down", "--volumes", "--timeout", "5")

@@ -74,7 +74,7 @@ class DockerEngine:
         }
 
     def run(
-        self, *command: str | Path, check: bool = True, timeout: float = 300, **environment: str
+        self, *command: str | Path, check: bool = True, timeout: float = 900, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """`docker COMMAND`, or fail with what it said."""
         whole = ["docker", *map(str, command)]
@@ -95,7 +95,7 @@ class DockerEngine:
 
     def build(self, name: str, folder: Path, *options: str | Path) -> None:
         # The machine's own network: only there the package index is sure to be reachable.
-        self("build", "--network", "host", "--tag", name, *options, folder, timeout=900)
+        self("build", "--network", "host", "--tag", name, *options, folder, timeout=1800)
 
     def inspect(self, name: str) -> dict:
         return json.loads(self("inspect", name))[0]
@@ -119,6 +119,7 @@ def docker_engine() -> Iterator[DockerEngine]:
         with _dockerd(folder):
             engine = DockerEngine(folder)
             _wait_for(engine)
+            _remove_leftovers(engine)
             _make_stand_ins(engine, folder / "images")
             # Layers of builds that nobody repeats any more.
             engine("image", "prune", "--force", "--filter", "until=48h")
@@ -151,7 +152,7 @@ def _dockerd(folder: Path) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(300)
         FORWARDING.write_text(forwarding)
         _restore_rules(rules)
         _run("ip", "link", "delete", "docker0", check=False)
@@ -167,11 +168,20 @@ def _restore_rules(rules: str) -> None:
 
 
 def _wait_for(engine: DockerEngine) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while engine.run("info", check=False).returncode:
         log = (CACHE / "engine/dockerd.log").read_text()
         assert time.monotonic() < deadline, f"dockerd does not answer: {log[-2000:]}"
         time.sleep(0.1)
+
+
+def _remove_leftovers(engine: DockerEngine) -> None:
+    """What a run left that was killed: the engine would start its containers again."""
+    if containers := engine("ps", "--all", "--quiet").split():
+        engine("rm", "--force", "--volumes", *containers)
+    if volumes := engine("volume", "ls", "--quiet").split():
+        engine("volume", "rm", *volumes)
+    engine("network", "prune", "--force")
 
 
 def _make_stand_ins(engine: DockerEngine, folder: Path) -> None:

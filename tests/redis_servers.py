@@ -23,7 +23,8 @@ class RedisServer:
     """One server process, and the port that it has for life."""
 
     def __init__(self, folder: Path, *command: str | Path) -> None:
-        self.port = free_port()
+        self._held = held_port()
+        self.port: int = self._held.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._command = [
             *map(str, command),
@@ -34,7 +35,7 @@ class RedisServer:
 
     def start(self) -> None:
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         with Redis.from_url(self.url) as client:
             while True:
                 try:
@@ -49,6 +50,11 @@ class RedisServer:
         self._process.kill()
         self._process.wait()
 
+    def close(self) -> None:
+        """Kill it for good."""
+        self.kill()
+        self._held.close()
+
     def freeze(self) -> None:
         self._process.send_signal(signal.SIGSTOP)
 
@@ -61,10 +67,20 @@ class RedisServer:
             return client.execute_command(*command)
 
 
+def held_port() -> socket.socket:
+    """A port of the loopback that nobody else is given before it is closed.
+
+    A server that is told of the port may listen there all the same, if it reuses addresses.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
+
+
 def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
+    with held_port() as held:
+        port: int = held.getsockname()[1]
         return port
 
 
@@ -75,7 +91,7 @@ def running(folder: Path, *command: str | Path) -> Iterator[RedisServer]:
         yield server
     finally:
         server.thaw()
-        server.kill()
+        server.close()
 
 
 @pytest.fixture

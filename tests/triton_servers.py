@@ -21,7 +21,7 @@ import pytest
 
 from service.bundle import Bundle
 from tests.certificates import Authority, Certificate
-from tests.redis_servers import free_port
+from tests.redis_servers import held_port
 
 # `make test` puts them there: the server, and what the backend's own Python imports.
 CACHE = Path(__file__).parents[1] / ".cache" / "triton"
@@ -92,7 +92,8 @@ class TritonServer:
         assert STUB.exists(), f"{STUB} is missing: `make test` installs it"
         self.repository = repository
         self.log = folder / "triton.log"
-        self.port, http = free_port(), free_port()
+        self._held = held_port(), held_port()
+        self.port, http = (held.getsockname()[1] for held in self._held)
         self.url = f"127.0.0.1:{self.port}"
         self._ready = f"http://127.0.0.1:{http}/v2/health/ready"
         self._memory = f"triton-{self.port}-"
@@ -133,13 +134,13 @@ class TritonServer:
             )
 
     def wait(self) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while True:
             assert self.alive, self.log.read_text()[-4000:]
             assert time.monotonic() < deadline, self.log.read_text()[-4000:]
             # By HTTP, which is listened for after gRPC and is never encrypted.
             with suppress(httpx.TransportError):
-                if httpx.get(self._ready, timeout=1).is_success:
+                if httpx.get(self._ready, timeout=20).is_success:
                     return
             time.sleep(0.05)
 
@@ -149,16 +150,25 @@ class TritonServer:
         if self._process:
             self._process.wait()
         for left in Path("/dev/shm").glob(f"{self._memory}*"):  # noqa: S108 - shared memory
-            left.unlink()
+            left.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Undo what was done to it, and kill it for good."""
+        self.heal()
+        self.kill()
+        for held in self._held:
+            held.close()
 
     def freeze(self) -> None:
-        self._signal(signal.SIGSTOP)
+        """Stop the server alone: where its backend was stopped too, it may abort when thawed."""
+        assert self._process
+        self._process.send_signal(signal.SIGSTOP)
 
     def heal(self) -> None:
-        """Undo `freeze`, `slow` and `fail`."""
+        """Undo `freeze`, `slow`, `hold` and `fail`."""
         self._signal(signal.SIGCONT)
         for model in self._models():
-            for name in ("seconds", "broken"):
+            for name in ("seconds", "held", "begun", "broken"):
                 (model / name).unlink(missing_ok=True)
 
     def fail(self) -> Path:
@@ -167,10 +177,18 @@ class TritonServer:
         (model / "broken").touch()
         return model / "broken"
 
+    def hold(self) -> Path:
+        """Let no run end; gives the file that is there as soon as one has begun."""
+        (model,) = self._models()
+        (model / "begun").unlink(missing_ok=True)
+        (model / "held").touch()
+        return model / "begun"
+
     def slow(self, seconds: float) -> None:
         """Let every run take so much longer."""
         for model in self._models():
-            (model / "seconds").write_text(str(seconds))
+            (model / "seconds.new").write_text(str(seconds))
+            (model / "seconds.new").rename(model / "seconds")  # never read half written
 
     def _models(self) -> list[Path]:
         return [config.parent for config in self.repository.glob("*/config.pbtxt")]
@@ -196,8 +214,7 @@ def running(repository: Path, folder: Path, *arguments: str) -> Iterator[TritonS
         server.start()
         yield server
     finally:
-        server.heal()
-        server.kill()
+        server.close()
 
 
 @pytest.fixture(scope="session")
@@ -216,8 +233,7 @@ def triton_session(
         yield one, two
     finally:
         for server in (one, two):
-            server.heal()
-            server.kill()
+            server.close()
 
 
 @pytest.fixture
@@ -280,4 +296,4 @@ def encrypted(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield Encrypted(authority, authority.issue("gateway"), *servers)
     finally:
         for server in servers:
-            server.kill()
+            server.close()

@@ -17,10 +17,11 @@ from service.index.base import Item
 from service.index.fitness import require_fitness
 from service.index.redis import RedisIndex
 from tests.deploy.manifests import Manifest, one, pod, workload
-from tests.redis_servers import QUERY_ENGINE, REDIS8_SERVER, free_port
+from tests.redis_servers import QUERY_ENGINE, REDIS8_SERVER, held_port
 
 PASSWORD = "X7_x-1"  # noqa: S105 - of a server that this test starts
 MEGABYTE = 1_000_000
+TIMEOUT = 60.0
 
 
 def container() -> Manifest:
@@ -31,8 +32,8 @@ def container() -> Manifest:
 class Server:
     """Redis as the container runs it, but for the port, the folder and the image's module."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, port: int) -> None:
+        self.folder, self.port = folder, port
         self.url = f"redis://:{PASSWORD}@127.0.0.1:{self.port}/0"
         (volume,) = (v for v in pod(workload("cpu", "foveal-redis"))["volumes"] if "configMap" in v)
         config = one("cpu", "ConfigMap", volume["configMap"]["name"])["data"]["redis.conf"]
@@ -52,10 +53,10 @@ class Server:
                 yield client
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            process.wait(timeout=120)
 
     def _wait(self, client: Redis, process: "subprocess.Popen[bytes]") -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 client.ping()
@@ -80,8 +81,9 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Server:
-    return Server(tmp_path)
+def server(tmp_path: Path) -> Iterator[Server]:
+    with held_port() as held:
+        yield Server(tmp_path, held.getsockname()[1])
 
 
 def item(key: str) -> Item:
@@ -98,7 +100,7 @@ def test_redis_wants_the_password_and_is_fit_for_an_index(server: Server) -> Non
     with server.running():
         with Redis(port=server.port) as stranger, pytest.raises(AuthenticationError):
             stranger.ping()
-        require_fitness(server.url, timeout=5)
+        require_fitness(server.url, TIMEOUT)
 
 
 @pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
@@ -179,13 +181,13 @@ echo 'file appendonly.aof.1.base.rdb seq 1 type b' > appendonlydir/appendonly.ao
 
 
 async def _put(server: Server, key: str) -> None:
-    index = RedisIndex(server.url, 5.0)
+    index = RedisIndex(server.url, TIMEOUT)
     await index.put("photos", [item(key)], "digest")
     await index.close()
 
 
 async def _found(server: Server) -> set[str]:
-    index = RedisIndex(server.url, 5.0)
+    index = RedisIndex(server.url, TIMEOUT)
     matches = await index.search("photos", item("first").vector, "digest", k=10)
     await index.close()
     return {match.id for match in matches}

@@ -19,7 +19,7 @@ import pytest
 from service.bundle import Bundle
 from service.settings import Settings
 from tests.deploy.manifests import Manifest, one, pod, workload
-from tests.redis_servers import free_port
+from tests.redis_servers import held_port
 
 
 class Api(http.server.BaseHTTPRequestHandler):
@@ -249,7 +249,9 @@ def test_anything_else_is_one_line_and_leaves_nothing(
 
 
 def test_a_store_that_is_gone_is_one_line(download: Path, tmp_path: Path) -> None:
-    done = run(download, f"http://127.0.0.1:{free_port()}/mine.tar.gz", "0" * 64, tmp_path / "to")
+    with held_port() as held:
+        address = f"http://127.0.0.1:{held.getsockname()[1]}/mine.tar.gz"
+        done = run(download, address, "0" * 64, tmp_path / "to")
     assert done.returncode == 1
     assert "cannot be fetched" in done.stderr
     assert len(done.stderr.splitlines()) == 1

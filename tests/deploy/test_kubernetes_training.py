@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.distributed.run import config_from_args, parse_args
 
 from tests.data import ROOT
 from tests.deploy.manifests import Manifest, one, pod
-from tests.redis_servers import free_port
+from tests.redis_servers import held_port
 
 NODES = 2
 SMALL = {
@@ -56,20 +57,25 @@ def test_the_jobs_own_command_trains(name: str, nodes: int, tmp_path: Path) -> N
     np.savez(tmp_path / "images.npz", train_x=images)
     recipe.write_text(json.dumps(SMALL | {"data": str(tmp_path / "images.npz")}))
     arguments = ["run", str(recipe), f"--out={tmp_path / 'run'}", "--device=cpu", "--workers=0"]
-    port = free_port()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    started = [
-        subprocess.Popen(
-            command(name, node, port, arguments),
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for node in range(nodes)
-    ]
-    ends = [process.communicate(timeout=120) for process in started]
+    with held_port() as held, ThreadPoolExecutor(nodes) as pool:
+        port = held.getsockname()[1]
+        started = [
+            subprocess.Popen(
+                command(name, node, port, arguments),
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for node in range(nodes)
+        ]
+        try:
+            ends = list(pool.map(lambda process: process.communicate(timeout=900), started))
+        finally:
+            for process in started:
+                process.terminate()
     assert [process.returncode for process in started] == [0] * nodes, ends
     # The first process, which is of the node with index 0, says where the checkpoint lies.
     assert [str(tmp_path / "run" / "last.pt") in out for out, _ in ends] == [
@@ -123,8 +129,10 @@ def test_a_pod_has_its_whole_grace_for_a_step_and_a_checkpoint(name: str) -> Non
 
 def test_the_failures_that_a_disruption_brings_to_the_other_nodes_do_not_end_the_job() -> None:
     """A worker's own status does not reach the cluster, so no rule can tell them apart."""
-    ended = [*command("training-nodes", 0, free_port(), [])[:-2], "--nnodes=1", "--no-python"]
-    done = subprocess.run([*ended, "sh", "-c", "exit 143"], capture_output=True, check=False)
+    with held_port() as held:
+        torchrun = command("training-nodes", 0, held.getsockname()[1], [])[:-2]
+        ended = [*torchrun, "--nnodes=1", "--no-python", "sh", "-c", "exit 143"]
+        done = subprocess.run(ended, capture_output=True, check=False)
     assert done.returncode == 1
     job = one("training-nodes", "Job", "foveal-train")["spec"]
     assert job["backoffLimit"] >= 1000 * (NODES - 1)

@@ -36,7 +36,8 @@ def option(triton: TritonServer, name: str) -> str:
 @pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
 def test_every_probe_asks_what_the_real_server_answers(triton: TritonServer, probe: str) -> None:
     http = option(triton, "--http-port")
-    answer = httpx.get(f"http://127.0.0.1:{http}{server()[probe]['httpGet']['path']}")
+    path = server()[probe]["httpGet"]["path"]
+    answer = httpx.get(f"http://127.0.0.1:{http}{path}", timeout=60)
     assert answer.status_code == 200
 
 

@@ -2,7 +2,9 @@
 
 Run by itself too, where only Python's own library is at hand: inside a container's network.
 
-    python load.py PORT CONNECTIONS SECONDS
+    python load.py PORT CONNECTIONS ANSWERS
+
+It says when so many requests were answered, goes on until the server is gone, and counts.
 """
 
 import http.client
@@ -58,9 +60,16 @@ class Load:
 
     def wait(self, answers: int) -> None:
         """Until so many more requests were answered."""
-        wanted = self.outcomes["200"] + answers
-        deadline = time.monotonic() + 60
-        while self.outcomes["200"] < wanted:
+        self._wait("200", answers)
+
+    def wait_until_gone(self) -> None:
+        """Until every connection was refused, and each client has tried several."""
+        self._wait("refused", 10 * len(self._threads))
+
+    def _wait(self, outcome: str, more: int) -> None:
+        wanted = self.outcomes[outcome] + more
+        deadline = time.monotonic() + 300
+        while self.outcomes[outcome] < wanted:
             assert time.monotonic() < deadline, self.outcomes
             time.sleep(0.01)
 
@@ -91,7 +100,9 @@ class Load:
 
 
 if __name__ == "__main__":
-    port, connections, seconds = map(int, sys.argv[1:])
+    port, connections, answers = map(int, sys.argv[1:])
     with Load(port, connections) as load:
-        time.sleep(seconds)
+        load.wait(answers)
+        print("answered", flush=True)
+        load.wait_until_gone()
     print(json.dumps(load.outcomes))

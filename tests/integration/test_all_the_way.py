@@ -42,7 +42,7 @@ def photographs(tmp_path_factory):
 
 
 def foveal_train(*arguments):
-    ended = run([BIN / "foveal-train", *arguments], timeout=300)
+    ended = run([BIN / "foveal-train", *arguments], timeout=900)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout
 
@@ -68,12 +68,12 @@ def test_a_model_is_trained_exported_served_and_asked(photographs, tmp_path):
             ask(address, dataset("photos") / "kodak01.jpg")
         finally:
             server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 0
+        assert server.wait(120) == 0
 
 
 def ask(address, photo):
     jpeg = {"content": photo.read_bytes(), "headers": {"Content-Type": "image/jpeg"}}
-    with httpx.Client(base_url=address, timeout=30) as client:
+    with httpx.Client(base_url=address, timeout=120) as client:
         embedded = client.post("/embed", **jpeg).json()
         vector = embedded["embeddings"][0]["embedding"]
         assert len(vector) == embedded["dim"] == 192
@@ -100,7 +100,7 @@ def ask(address, photo):
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_a_failure(arguments, words, tmp_path):
-    ended = run([BIN / "foveal-train", *arguments], timeout=60, cwd=tmp_path)
+    ended = run([BIN / "foveal-train", *arguments], timeout=300, cwd=tmp_path)
     assert ended.returncode == 1
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr

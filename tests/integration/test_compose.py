@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -22,7 +23,8 @@ from tests.compose_stack import GATEWAY, ROLLING, Stack, build_gateway
 from tests.docker_engine import PYTHON, ROOT, DockerEngine
 from tests.integration.load import Load
 from tests.redis_servers import free_port
-from tests.service.gateways import PNG, photograph
+from tests.service.gateways import photograph
+from tests.waiting import wait_until
 
 PASSWORD = secrets.token_hex()
 # Of the official base image; the stand-in's differs.
@@ -56,16 +58,15 @@ def test_the_stack_embeds_attends_and_finds(stack):
     image = photograph()
     assert len(stack.ask("/embed", image)["embeddings"][0]["embedding"]) == 192
     assert stack.ask("/attention", image, heads="mean")["images"][0]["attention"]
-    put = httpx.put(f"{stack.url}/collections/default/items/one", content=image, headers=PNG)
-    assert put.status_code in (200, 201), put.text
+    stack.put("default/items/one", image)
     assert stack.ask("/similar", image)["results"][0]["id"] == "one"
-    page = httpx.get(stack.url)
+    page = httpx.get(stack.url, timeout=60)
     assert page.headers["content-type"].startswith("text/html")
 
 
 def test_what_was_put_is_found_after_the_containers_were_made_anew(stack):
     image = photograph(7)
-    httpx.put(f"{stack.url}/collections/kept/items/seven", content=image, headers=PNG)
+    stack.put("kept/items/seven", image)
     stack("down")
     stack.up()
     assert stack.ask("/similar", image, collection="kept")["results"][0]["id"] == "seven"
@@ -103,15 +104,23 @@ def test_the_image_is_small_and_has_no_torch(docker, image):
 
 
 def test_no_request_fails_while_redis_is_killed_and_comes_back(stack):
-    before = stack.docker.inspect(stack.container("redis"))["RestartCount"]
+    redis = stack.container("redis")
+
+    def restarts() -> int:
+        return stack.docker.inspect(redis)["RestartCount"]
+
+    def back() -> bool:
+        return restarts() > before and stack.state("redis")["Health"]["Status"] == "healthy"
+
+    before = restarts()
     with Load(stack.port, 4) as load:
         load.wait(20)
         os.kill(stack.state("redis")["Pid"], signal.SIGKILL)
         load.wait(40)
-        stack.up()
+        wait_until(back, 300)
         load.wait(20)
     assert set(load.outcomes) == {"200"}
-    assert stack.docker.inspect(stack.container("redis"))["RestartCount"] == before + 1
+    assert restarts() == before + 1
 
 
 def test_stopped_under_load_it_answers_all_that_it_accepted(stack, tmp_path):
@@ -120,17 +129,15 @@ def test_stopped_under_load_it_answers_all_that_it_accepted(stack, tmp_path):
     client = stack.docker(
         *("run", "--detach", "--network", f"container:{gateway}", "--entrypoint", "python"),
         *("--volume", f"{ROOT}/tests/integration/load.py:/load.py:ro"),
-        *(GATEWAY, "/load.py", "8000", "8", "5"),
+        *(GATEWAY, "/load.py", "8000", "8", "20"),
     )
     try:
-        time.sleep(2)
+        wait_until(lambda: stack.docker("logs", client) == "answered", 300)
         stack("stop", "gateway")
         assert stack.docker("wait", client) == "0"
-        outcomes = json.loads(stack.docker("logs", client))
+        outcomes = json.loads(stack.docker("logs", client).splitlines()[-1])
     finally:
         stack.docker("rm", "--force", client)
-    assert outcomes["200"] > 20
-    assert outcomes["refused"]  # it was stopped while they asked
     assert set(outcomes) == {"200", "refused"}
     state = stack.docker.inspect(gateway)["State"]
     assert (state["Status"], state["ExitCode"]) == ("exited", 0)
@@ -138,20 +145,24 @@ def test_stopped_under_load_it_answers_all_that_it_accepted(stack, tmp_path):
 
 def test_killed_for_its_memory_it_is_started_again(stack):
     stack.up(FOVEAL_MEMORY="400m")
-    blank = io.BytesIO()
-    Image.new("RGB", (7900, 7900)).save(blank, "PNG")
-    # Each takes 190 MB to decode.
+    # Each takes 240 MB to decode. All differ: of two that are the same only one would be.
     with ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(stack.post, "/embed", blank.getvalue()) for _ in range(8)]
+        asked = [pool.submit(stack.post, "/embed", blank(7900 - cut)) for cut in range(8)]
     assert any(isinstance(one.exception(), httpx.TransportError) for one in asked)
     stack.wait_until_ready()
     assert stack.docker.inspect(stack.container("gateway"))["RestartCount"] >= 1
     assert len(stack.ask("/embed", photograph())["embeddings"]) == 1
 
 
+def blank(height: int) -> bytes:
+    encoded = io.BytesIO()
+    Image.new("RGB", (7900, height)).save(encoded, "PNG")
+    return encoded.getvalue()
+
+
 def refusal(docker: DockerEngine, *options: str | Path) -> str:
     """The one line that a gateway ends with, which cannot start."""
-    done = docker.run("run", "--rm", *options, GATEWAY, check=False, timeout=60)
+    done = docker.run("run", "--rm", *options, GATEWAY, check=False)
     assert done.returncode == 1, done.stderr
     *others, line = done.stderr.strip().splitlines()
     assert line.startswith("foveal: ")
@@ -225,15 +236,14 @@ def test_prometheus_can_answer_what_dashboard_and_alerts_ask(stack):
 
 
 def query(prometheus: httpx.Client, expression: str, *, until_found: bool = False) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while True:
-        try:
+        with suppress(httpx.TransportError):
             answer = prometheus.get("/api/v1/query", params={"query": expression})
-            assert answer.status_code == 200, f"{expression}: {answer.text}"
-            if answer.json()["data"]["result"] or not until_found:
+            # It listens a moment before it is ready.
+            assert answer.status_code in (200, 503), f"{expression}: {answer.text}"
+            if answer.is_success and (answer.json()["data"]["result"] or not until_found):
                 return
-        except httpx.TransportError:
-            pass
         assert time.monotonic() < deadline, expression
         time.sleep(0.2)
 

@@ -63,7 +63,8 @@ def stack(docker: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def test_what_the_stack_answers_is_what_the_gateway_computes_by_itself(stack, tmp_path):
     image = photograph()
     with serving("--data", tmp_path, "--engine", "onnx", "--precision", "fp32") as alone:
-        expected = httpx.post(f"{alone.address}/embed", content=image, headers=PNG).json()
+        answer = httpx.post(f"{alone.address}/embed", content=image, headers=PNG, timeout=60)
+        expected = answer.raise_for_status().json()
     found = stack.ask("/embed", image)
     assert found["digest"] == expected["digest"] == Bundle.load(DEFAULT).digest
     one, other = (answer["embeddings"][0]["embedding"] for answer in (found, expected))
@@ -92,13 +93,13 @@ def test_triton_may_do_next_to_nothing_and_nobody_outside_reaches_it(stack):
 def test_without_triton_the_gateway_says_so_and_serves_again_when_it_is_back(stack):
     before = stack.docker.inspect(stack.container("gateway"))["State"]["StartedAt"]
     os.kill(stack.state("triton")["Pid"], signal.SIGKILL)
-    refused = [stack.post("/embed", photograph(seed)) for seed in range(100, 103)]
-    # Docker starts it again at once, which takes a second or two.
-    assert {answer.status_code for answer in refused} <= {200, 503}
-    assert 503 in {answer.status_code for answer in refused}
-    assert all(answer.headers["Retry-After"] for answer in refused if answer.status_code == 503)
+    # Docker starts it again at once, which takes a second or two; before it ends, it may answer.
+    answers = (stack.post("/embed", photograph(seed)) for seed in range(100, 1000))
+    refused = next(answer for answer in answers if answer.status_code != 200)
+    assert refused.status_code == 503
+    assert refused.headers["Retry-After"]
     stack.wait_until_ready()
-    assert stack.ask("/embed", photograph(110))
+    assert stack.ask("/embed", photograph(99))
     assert stack.docker.inspect(stack.container("triton"))["RestartCount"] == 1
     assert stack.docker.inspect(stack.container("gateway"))["State"]["StartedAt"] == before
 
@@ -121,7 +122,7 @@ def test_a_model_of_ones_own_and_one_in_its_place_are_served(stack, bundles):
     settings = {"FOVEAL_MODELS": f"./{bundles.relative_to(ROOT)}", "FOVEAL_MODEL": "/models/mine"}
     for seed in range(2):
         own = make_bundle(bundles / "mine", "mine", seed)
-        stack("up", "--detach", "--build", "--wait", "--wait-timeout", "90", **settings)
+        stack("up", "--detach", "--build", "--wait", "--wait-timeout", "300", **settings)
         assert stack.ask("/embed", photograph())["digest"] == own.digest
 
 

@@ -36,7 +36,7 @@ def checkpoint(tmp_path):
 
 
 def foveal_train(*arguments):
-    return run([FOVEAL_TRAIN, "import", *arguments], timeout=300)
+    return run([FOVEAL_TRAIN, "import", *arguments], timeout=900)
 
 
 def test_the_command_writes_a_bundle_and_names_what_is_left_over(checkpoint, tmp_path):
