@@ -6,6 +6,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp
 
 from service import __version__
 from service.fetch import Fetcher
+from service.guards.documented import require_keys
 from service.guards.keys import KeyRing
 from service.guards.limiters import Limiter, limiter_of
 from service.guards.middleware import Guards
@@ -43,6 +45,14 @@ from service.telemetry.traces import configured
 
 
 class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        made = self.openapi_schema is not None
+        document = super().openapi()
+        settings: Settings = self.state.gateway.settings
+        if settings.keys_file and not made:
+            require_keys(document, open_metrics=settings.open_metrics)
+        return document
+
     def build_middleware_stack(self) -> ASGIApp:
         # Around all that Starlette adds: the answer to a defect is also counted and has its id.
         gateway: Gateway = self.state.gateway

@@ -24,6 +24,11 @@ READING = re.compile(
 )
 
 
+def is_open(path: str, *, open_metrics: bool) -> bool:
+    """Whether a path needs no key, and counts towards no rate."""
+    return OPEN.fullmatch(path) is not None or (path == METRICS and open_metrics)
+
+
 class Guards:
     """Lets in whoever may ask, as often as they may.
 
@@ -49,7 +54,7 @@ class Guards:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or say why not."""
-        if scope["type"] != "http" or self._is_open(scope["path"]):
+        if scope["type"] != "http" or is_open(scope["path"], open_metrics=self._open_metrics):
             await self._app(scope, receive, send)
             return
         try:
@@ -64,9 +69,6 @@ class Guards:
             await self._app(scope, receive, send)
         else:
             await self._limited(scope, receive, send, caller, self._limiter)
-
-    def _is_open(self, path: str) -> bool:
-        return OPEN.fullmatch(path) is not None or (path == METRICS and self._open_metrics)
 
     def _caller(self, scope: Scope) -> str:
         """Name who asks.
