@@ -167,8 +167,12 @@ class Running:
         try:
             yield self
         finally:
-            if self.server.paused:
-                self.process.pause()
+            self.rest()
+
+    def rest(self) -> None:
+        """Take no processor time from others, if it can bear that."""
+        if self.server.paused:
+            self.process.pause()
 
 
 @contextmanager
@@ -231,7 +235,7 @@ def lineup(servers: list[Server], bundle: Bundle) -> Iterator[list[Running]]:
                 print(error, flush=True)
                 continue
             found.load(seconds=2, connections=16)
-            found.process.pause()
+            found.rest()
             started.append(found)
         yield started
 
