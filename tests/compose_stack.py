@@ -7,7 +7,7 @@ import httpx
 
 from service import __version__
 from tests.docker_engine import ROOT, DockerEngine
-from tests.redis_servers import free_port
+from tests.ports import free_port
 from tests.service.gateways import PNG
 
 PROJECT = "foveal-test"

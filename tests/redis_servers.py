@@ -2,7 +2,6 @@
 index. Each can be killed, started anew, frozen and thawed."""
 
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
+
+from tests.ports import HeldPort
 
 # `make test` puts them there: Redis 8 and the query engine, which Debian does not have.
 REDIS8 = Path(__file__).parents[1] / ".cache" / "redis8"
@@ -23,8 +24,8 @@ class RedisServer:
     """One server process, and the port that it has for life."""
 
     def __init__(self, folder: Path, *command: str | Path) -> None:
-        self._held = held_port()
-        self.port: int = self._held.getsockname()[1]
+        self._held = HeldPort()
+        self.port = self._held.number
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._command = [
             *map(str, command),
@@ -65,23 +66,6 @@ class RedisServer:
         """Run one command, as somebody else who has access to this server."""
         with Redis.from_url(self.url) as client:
             return client.execute_command(*command)
-
-
-def held_port() -> socket.socket:
-    """A port of the loopback that nobody else is given before it is closed.
-
-    A server that is told of the port may listen there all the same, if it reuses addresses.
-    """
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", 0))
-    return held
-
-
-def free_port() -> int:
-    with held_port() as held:
-        port: int = held.getsockname()[1]
-        return port
 
 
 @contextmanager

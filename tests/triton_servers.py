@@ -21,7 +21,7 @@ import pytest
 
 from service.bundle import Bundle
 from tests.certificates import Authority, Certificate
-from tests.redis_servers import held_port
+from tests.ports import HeldPort
 
 # `make test` puts them there: the server, and what the backend's own Python imports.
 CACHE = Path(__file__).parents[1] / ".cache" / "triton"
@@ -92,8 +92,8 @@ class TritonServer:
         assert STUB.exists(), f"{STUB} is missing: `make test` installs it"
         self.repository = repository
         self.log = folder / "triton.log"
-        self._held = held_port(), held_port()
-        self.port, http = (held.getsockname()[1] for held in self._held)
+        self._held = HeldPort(), HeldPort()
+        self.port, http = (held.number for held in self._held)
         self.url = f"127.0.0.1:{self.port}"
         self._ready = f"http://127.0.0.1:{http}/v2/health/ready"
         self._memory = f"triton-{self.port}-"

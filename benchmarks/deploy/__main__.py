@@ -23,7 +23,7 @@ from benchmarks.machine import describe
 from tests.compose_stack import GATEWAY, ROLLING, Stack, build_gateway
 from tests.docker_engine import PYTHON, DockerEngine, docker_engine
 from tests.integration.load import Load
-from tests.redis_servers import free_port
+from tests.ports import free_port
 
 RESULT = Path(__file__).parents[1] / "results/deploy.json"
 ROUNDS = 5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sys
 import sysconfig
 import tempfile
@@ -18,6 +17,7 @@ from benchmarks.serving import images, load
 from benchmarks.serving.environment import PYTHON
 from benchmarks.serving.process import Process
 from service.bundle import Bundle
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CORES = len(os.sched_getaffinity(0))
@@ -206,7 +206,7 @@ def _start(server: Server, bundle: Bundle, folder: Path) -> Running:
 
 def _launch(server: Server, bundle: Bundle, folder: Path) -> Running:
     folder.mkdir()
-    port = _free_port()
+    port = free_port()
     env = {
         **COMMON,
         **server.settings[0],
@@ -265,12 +265,6 @@ def _answers(started: Running) -> bool:
             return True
         time.sleep(0.3)
     return False
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def _computed_by_foveal(port: int) -> int:

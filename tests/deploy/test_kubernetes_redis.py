@@ -17,7 +17,8 @@ from service.index.base import Item
 from service.index.fitness import require_fitness
 from service.index.redis import RedisIndex
 from tests.deploy.manifests import Manifest, one, pod, workload
-from tests.redis_servers import QUERY_ENGINE, REDIS8_SERVER, held_port
+from tests.ports import HeldPort
+from tests.redis_servers import QUERY_ENGINE, REDIS8_SERVER
 
 PASSWORD = "X7_x-1"  # noqa: S105 - of a server that this test starts
 MEGABYTE = 1_000_000
@@ -82,8 +83,8 @@ class Server:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with held_port() as held:
-        yield Server(tmp_path, held.getsockname()[1])
+    with HeldPort() as port:
+        yield Server(tmp_path, port.number)
 
 
 def item(key: str) -> Item:

@@ -19,7 +19,7 @@ import pytest
 from service.bundle import Bundle
 from service.settings import Settings
 from tests.deploy.manifests import Manifest, one, pod, workload
-from tests.redis_servers import held_port
+from tests.ports import HeldPort
 
 
 class Api(http.server.BaseHTTPRequestHandler):
@@ -249,8 +249,8 @@ def test_anything_else_is_one_line_and_leaves_nothing(
 
 
 def test_a_store_that_is_gone_is_one_line(download: Path, tmp_path: Path) -> None:
-    with held_port() as held:
-        address = f"http://127.0.0.1:{held.getsockname()[1]}/mine.tar.gz"
+    with HeldPort() as port:
+        address = f"http://127.0.0.1:{port.number}/mine.tar.gz"
         done = run(download, address, "0" * 64, tmp_path / "to")
     assert done.returncode == 1
     assert "cannot be fetched" in done.stderr

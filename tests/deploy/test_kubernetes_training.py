@@ -13,7 +13,7 @@ from torch.distributed.run import config_from_args, parse_args
 
 from tests.data import ROOT
 from tests.deploy.manifests import Manifest, one, pod
-from tests.redis_servers import held_port
+from tests.ports import HeldPort
 
 NODES = 2
 SMALL = {
@@ -58,11 +58,10 @@ def test_the_jobs_own_command_trains(name: str, nodes: int, tmp_path: Path) -> N
     recipe.write_text(json.dumps(SMALL | {"data": str(tmp_path / "images.npz")}))
     arguments = ["run", str(recipe), f"--out={tmp_path / 'run'}", "--device=cpu", "--workers=0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with held_port() as held, ThreadPoolExecutor(nodes) as pool:
-        port = held.getsockname()[1]
+    with HeldPort() as port, ThreadPoolExecutor(nodes) as pool:
         started = [
             subprocess.Popen(
-                command(name, node, port, arguments),
+                command(name, node, port.number, arguments),
                 cwd=ROOT,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -129,8 +128,8 @@ def test_a_pod_has_its_whole_grace_for_a_step_and_a_checkpoint(name: str) -> Non
 
 def test_the_failures_that_a_disruption_brings_to_the_other_nodes_do_not_end_the_job() -> None:
     """A worker's own status does not reach the cluster, so no rule can tell them apart."""
-    with held_port() as held:
-        torchrun = command("training-nodes", 0, held.getsockname()[1], [])[:-2]
+    with HeldPort() as port:
+        torchrun = command("training-nodes", 0, port.number, [])[:-2]
         ended = [*torchrun, "--nnodes=1", "--no-python", "sh", "-c", "exit 143"]
         done = subprocess.run(ended, capture_output=True, check=False)
     assert done.returncode == 1

@@ -22,7 +22,7 @@ from service.bundle import DEFAULT
 from tests.compose_stack import GATEWAY, ROLLING, Stack, build_gateway
 from tests.docker_engine import PYTHON, ROOT, DockerEngine
 from tests.integration.load import Load
-from tests.redis_servers import free_port
+from tests.ports import free_port
 from tests.service.gateways import photograph
 from tests.waiting import wait_until
 

@@ -17,7 +17,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from service.bundle import Bundle
 from tests.bundles import make_bundle
 from tests.certificates import Authority
-from tests.redis_servers import held_port
+from tests.ports import HeldPort
 from tests.service.gateways import PNG, assert_problem, photograph
 from tests.service.processes import Serving, foveal, serving
 from tests.triton_servers import Encrypted, TritonServer
@@ -268,8 +268,8 @@ def test_it_waits_for_a_server_that_has_its_model_and_not_another_of_the_same_na
 ) -> None:
     other = make_bundle(tmp_path / "other", seed=1)
     with (
-        held_port() as held,
-        gateway(other, tmp_path, f"127.0.0.1:{held.getsockname()[1]}", triton.url) as waiting,
+        HeldPort() as port,
+        gateway(other, tmp_path, f"127.0.0.1:{port.number}", triton.url) as waiting,
     ):
         assert status(waiting.address, "/livez") == 200
         assert status(waiting.address, "/readyz") == 503

@@ -17,6 +17,7 @@ from service.bundle import Bundle
 from service.errors import FovealError, TooLarge, UnfetchableImage
 from service.fetch import Allowance, Fetcher, is_public
 from service.settings import Settings
+from tests.ports import HeldPort
 from tests.waiting import until
 
 IMAGE = bytes(range(256)) * 40
@@ -323,11 +324,8 @@ async def test_what_brings_no_image_is_told_without_what_was_there(
 
 
 async def test_a_server_that_is_not_there_is_told(bundle: Bundle) -> None:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
-        with pytest.raises(UnfetchableImage, match="could not be reached"):
-            await fetch(allowing(bundle), f"http://127.0.0.1:{port}/")
+    with HeldPort() as port, pytest.raises(UnfetchableImage, match="could not be reached"):
+        await fetch(allowing(bundle), f"http://127.0.0.1:{port.number}/")
 
 
 async def test_no_more_are_fetched_at_once_than_allowed(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.serving.process import Process
+from tests.waiting import wait_until
 
 # A child leaves the group and the session, and its parent ends: an orphan, as daemons are.
 DAEMON = """
@@ -36,13 +37,6 @@ def start(tmp_path):
         process.stop()
 
 
-def wait_for(condition):
-    limit = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-
-
 def state(pid):
     """As `ps` has it; that of a process that is no more is Z too."""
     try:
@@ -53,22 +47,22 @@ def state(pid):
 
 def test_orphans_belong_to_the_server_and_end_with_it(start, tmp_path):
     process = start(DAEMON)
-    wait_for(lambda: (tmp_path / "log").read_text() == "an orphan\n")
+    wait_until(lambda: (tmp_path / "log").read_text() == "an orphan\n")
     server, orphan = process.tree()
     assert os.getsid(orphan) not in (server, os.getsid(0))
     process.stop()
     assert process.ended
-    wait_for(lambda: state(orphan) == "Z")
+    wait_until(lambda: state(orphan) == "Z")
 
 
 def test_a_paused_server_takes_no_processor_time(start):
     process = start(BUSY)
-    wait_for(lambda: process.cpu() > 0)
+    wait_until(lambda: process.cpu() > 0)
     process.pause()
-    wait_for(lambda: state(process.tree()[0]) == "T")
+    wait_until(lambda: state(process.tree()[0]) == "T")
     before = process.cpu()
     time.sleep(0.3)
     assert process.cpu() == before
     process.resume()
-    wait_for(lambda: process.cpu() > before)
+    wait_until(lambda: process.cpu() > before)
     assert process.memory() > 1e6

@@ -12,6 +12,7 @@ from service.cache import Cache
 from service.cache.redis import PREFIX
 from service.settings import Settings
 from tests.redis_servers import RedisServer
+from tests.waiting import until
 
 pytestmark = pytest.mark.usefixtures("patient_writes")
 
@@ -128,8 +129,7 @@ async def test_an_entry_is_forgotten_after_its_time(redis_server: RedisServer) -
         assert cache.redis.writes == {"stored": 1}
     assert 0 < redis_server("PTTL", f"{PREFIX}later") <= 600_000
     async with asyncio.timeout(30):
-        while redis_server("EXISTS", f"{PREFIX}soon"):  # noqa: ASYNC110 - nothing tells
-            await asyncio.sleep(0.05)
+        await until(lambda: not redis_server("EXISTS", f"{PREFIX}soon"))
 
 
 async def test_writes_over_the_bound_are_dropped_and_none_is_waited_for(

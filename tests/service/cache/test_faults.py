@@ -12,7 +12,8 @@ from service.cache import Cache
 from service.cache.redis import RedisCache
 from service.settings import Settings
 from tests.clock import Clock
-from tests.redis_servers import RedisServer, free_port
+from tests.ports import free_port
+from tests.redis_servers import RedisServer
 from tests.waiting import until
 
 TURNS = 30

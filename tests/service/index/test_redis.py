@@ -12,7 +12,8 @@ from service.errors import DeadlineExceeded, ModelMismatch, NotFound, Overloaded
 from service.index.base import IndexUnavailable
 from service.index.redis import RedisIndex
 from tests.clock import Clock
-from tests.redis_servers import RedisServer, held_port
+from tests.ports import HeldPort
+from tests.redis_servers import RedisServer
 from tests.service.index.vectors import DIGEST, OTHER, items, query
 
 
@@ -138,8 +139,8 @@ def test_a_server_without_the_query_engine_is_refused(redis_server: RedisServer)
 
 
 def test_a_server_that_is_not_there_is_refused() -> None:
-    with held_port() as held:
-        nobody = f"redis://127.0.0.1:{held.getsockname()[1]}"
+    with HeldPort() as port:
+        nobody = f"redis://127.0.0.1:{port.number}"
         with pytest.raises(IndexUnavailable, match="cannot be reached"):
             RedisIndex(nobody, timeout=60)
 

@@ -91,5 +91,6 @@ def test_nor_does_a_folder_of_them_on_the_command_line(bundle: Bundle, tmp_path:
         (tmp_path / f"{number}.tiff").write_bytes(data)
     out = tmp_path / "vectors.npz"
     ended = foveal("embed", tmp_path, "--out", out, "--model", bundle.path)
+    assert ended.returncode == 0, ended.stderr
     said = ended.stderr.splitlines()
     assert not [line for line in said if "TIFF" in line or "Warning" in line]

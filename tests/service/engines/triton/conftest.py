@@ -12,4 +12,4 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "STATISTICS_LIMIT", 60)
     monkeypatch.setattr(servers, "START_LIMIT", 120)
     channel = dict(connection.CHANNEL) | {CONNECT_LIMIT: 60_000}
-    monkeypatch.setattr(connection, "CHANNEL", [*channel.items()])
+    monkeypatch.setattr(connection, "CHANNEL", list(channel.items()))

@@ -22,7 +22,7 @@ from service.engines.triton.memory import FOLDER, PREFIX
 from service.errors import DeadlineExceeded, InvalidOption, Overloaded
 from tests.bundles import DIM
 from tests.clock import Clock
-from tests.redis_servers import held_port
+from tests.ports import HeldPort
 from tests.service.engines.batches import OUTPUTS, images
 from tests.triton_servers import TritonServer, running, write_repository
 from tests.waiting import until
@@ -175,8 +175,8 @@ async def test_a_servers_statistics_count_runs_by_their_size(
 async def test_without_a_server_nothing_is_accepted_until_one_comes(
     bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with held_port() as held, caplog.at_level(logging.WARNING):
-        nowhere = f"127.0.0.1:{held.getsockname()[1]}"
+    with HeldPort() as port, caplog.at_level(logging.WARNING):
+        nowhere = f"127.0.0.1:{port.number}"
         async with opened(bundle, nowhere) as engine:
             assert not engine.ready
             with pytest.raises(Overloaded) as refused:
@@ -199,8 +199,8 @@ async def test_names_that_lead_nowhere_are_asked_again(
         return found[url]
 
     monkeypatch.setattr(servers, "_addresses", addresses)
-    with held_port() as held:
-        nobody = f"127.0.0.1:{held.getsockname()[1]}"
+    with HeldPort() as port:
+        nobody = f"127.0.0.1:{port.number}"
         async with opened(bundle, *found) as engine:
             assert not engine.ready
             found["model-servers:8001"] = [triton.url, nobody]
